@@ -1,0 +1,50 @@
+"""`python -m sao_lib COMMAND`: what the Makefile calls."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sao_lib.errors import SaoError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m sao_lib", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    for name, text in (("reproduce", "run what is missing and print the table"), ("plan", "show the runs, start none")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("experiment")
+        command.add_argument("--profile", default="cpu")
+        command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
+    run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
+    run.add_argument("folder", type=Path)
+    run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
+    commands.add_parser("doctor", help="what this machine has and what each profile needs")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        if given.command == "doctor":
+            from sao_lib.doctor import doctor
+
+            doctor()
+        else:
+            from sao_lib import reproduce
+
+            if given.command == "run":
+                reproduce.run_one(given.folder, given.of)
+            else:
+                action = reproduce.reproduce if given.command == "reproduce" else reproduce.show_plan
+                action(given.profile, given.experiment, given.assignments)
+    except SaoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; run the same command to continue.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

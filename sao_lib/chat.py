@@ -1,0 +1,72 @@
+"""Messages -> token ids, the same for every engine and for training.
+
+Text that comes from a model or a user is neutralised first: it can hold neither control characters nor
+the strings that the tokenizer would read as special tokens, so it cannot end its own turn.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+from sao_lib.errors import SaoError
+from sao_lib.settings import ROOT
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """`template` with each {key} replaced once; what is put in is never searched for keys again."""
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+
+class Chat:
+    """A tokenizer with its chat template."""
+
+    def __init__(self, folder: Path, chat_template: str | None = None) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if chat_template:
+            self.tokenizer.chat_template = (ROOT / chat_template).read_text(encoding="utf-8")
+        if not self.tokenizer.chat_template:
+            raise SaoError(
+                f"The model in {folder} has no chat template; set chat_template to one of params/templates/*.jinja."
+            )
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        tokens = [str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        tokens += [str(t) for t in self.tokenizer.all_special_tokens]
+        return re.compile("|".join(re.escape(t) for t in sorted(set(tokens), key=len, reverse=True)))
+
+    def neutral(self, text: str) -> str:
+        """`text` without control characters and with special-token strings broken by a space."""
+        return self._special.sub(lambda m: m[0][0] + " " + m[0][1:], CONTROL.sub(" ", text))
+
+    def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """Token ids of `messages` up to the assistant's turn, begun with `prefill`.
+
+        Raises SaoError when the template would put the beginning-of-sequence token twice.
+        """
+        clean = [{"role": m["role"], "content": self.neutral(m["content"])} for m in messages]
+        text = self.tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=True)
+        ids = self.text_ids(text + prefill)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise SaoError(f"The chat template begins with two {self.tokenizer.bos_token} tokens; remove one.")
+        return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands, no special token added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def completion_ids(self, text: str, finished: bool) -> list[int]:
+        """Token ids of a response as sampled: its text, then end-of-turn if the model ended it."""
+        return self.text_ids(self.neutral(text)) + ([self.tokenizer.eos_token_id] if finished else [])

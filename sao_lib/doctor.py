@@ -1,0 +1,82 @@
+"""`make doctor`: what this machine has, what each profile needs, what is missing."""
+
+import os
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from packaging.requirements import Requirement
+
+from sao_lib import models
+from sao_lib.errors import SaoError
+from sao_lib.settings import PARAMS, ROOT, read_yaml
+
+NEED_DISK_GIB = {"cpu": 12, "gpu": 200, "paper": 1500}
+
+
+def doctor() -> None:
+    """Print the machine, the pins against what is installed, and a line per profile with what is missing."""
+    gpus = _gpus()
+    free = shutil.disk_usage(ROOT).free / 2**30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(
+        f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {', '.join(gpus) or 'none'}"
+    )
+    for line in _pins():
+        print(f"package   {line}")
+    for key in ("OPENAI_API_KEY", "HF_TOKEN"):
+        print(f"key       {key}: {'set' if os.environ.get(key) else 'not set'}")
+    for file in sorted((PARAMS / "profiles").glob("*.yaml")):
+        print(f"profile   {file.stem}: {_ready(file.stem, len(gpus), free, memory)}")
+
+
+def _gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    out = subprocess.run(query, capture_output=True, text=True, check=False)
+    return [line.strip() for line in out.stdout.splitlines() if line.strip()] if out.returncode == 0 else []
+
+
+def pins() -> list[Requirement]:
+    """The exactly pinned requirements in pyproject.toml, base and cpu extra."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["cpu"]
+    return [r for r in map(Requirement, lines) if any(s.operator == "==" for s in r.specifier)]
+
+
+def _pins() -> list[str]:
+    lines = []
+    for requirement in pins():
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            lines.append(f"{requirement.name}: missing, wanted {requirement.specifier}")
+            continue
+        if not requirement.specifier.contains(found):
+            lines.append(f"{requirement.name}: {found}, wanted {requirement.specifier}")
+    return lines or ["all pins of pyproject.toml are met"]
+
+
+def _ready(profile: str, gpus: int, free: float, memory: float) -> str:
+    body = read_yaml(PARAMS / "profiles" / f"{profile}.yaml")
+    missing = []
+    if gpus < body["machine"]["gpus"]:
+        missing.append(f"{body['machine']['gpus']} GPU(s), here {gpus}")
+    if free < NEED_DISK_GIB.get(profile, 50):
+        missing.append(f"{NEED_DISK_GIB.get(profile, 50)} GiB free disk, here {free:.0f}")
+    if memory < body["machine"]["memory_gib"]:
+        missing.append(f"{body['machine']['memory_gib']} GiB memory, here {memory:.0f}")
+    if body["engine"]["kind"] == "vllm" and find_spec("vllm") is None:
+        missing.append("vllm")
+    if body["train"]["attention"] == "flash_attention_2" and find_spec("flash_attn") is None:
+        missing.append("flash-attn")
+    try:
+        if body["machine"]["gpus"] == 0 or not missing:
+            models.check(body["policy"]["model"])
+    except SaoError as error:
+        missing.append(str(error))
+    return "ready" if not missing else "needs " + "; ".join(missing)

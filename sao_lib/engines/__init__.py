@@ -1,0 +1,96 @@
+"""One interface, three engines: vLLM, transformers, and any OpenAI-compatible API.
+
+Local engines render every request with `sao_lib.chat`, so the same request gives the same token ids in
+vLLM, in transformers and in training. Which operations an engine offers:
+
+| operation                 | vllm | transformers | openai                  |
+|---------------------------|------|--------------|-------------------------|
+| generate                  | yes  | yes          | yes                     |
+| label_logprobs            | yes  | yes          | where the API gives top_logprobs |
+| completion_logprobs       | yes  | yes          | no                      |
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sao_lib.chat import Message
+from sao_lib.errors import SaoError
+from sao_lib.models import resolve
+from sao_lib.settings import Engine as EngineSettings
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A request: messages, and the text the assistant's answer begins with."""
+
+    messages: tuple[Message, ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back: the text without the prefill, whether the model ended it, tokens in and out."""
+
+    text: str
+    finished: bool
+    tokens_in: int
+    tokens_out: int
+
+
+class Engine(Protocol):
+    def generate(
+        self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """One completion per conversation, each sampled with its own seed."""
+
+    def label_logprobs(
+        self, conversations: Sequence[Conversation], labels: tuple[str, str]
+    ) -> list[tuple[float, float]]:
+        """log p of each label as the next token (nats)."""
+
+    def completion_logprobs(
+        self, conversations: Sequence[Conversation], completions: Sequence[str]
+    ) -> list[list[float]]:
+        """log p of every token of each completion, given its conversation (nats)."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: str | None = None) -> Engine:
+    """Start an engine for `model`; library chatter goes to the file `log`. Raises SaoError if it cannot be had."""
+    if model.startswith("openai/"):
+        from sao_lib.engines.openai_api import OpenAIEngine
+
+        return OpenAIEngine(model.removeprefix("openai/"), settings, log)
+    if settings.kind == "openai":
+        raise SaoError(f"Engine kind openai needs a model named openai/..., not {model}.")
+    folder = resolve(model)
+    if settings.kind == "vllm":
+        from sao_lib.engines.vllm_engine import VLLMEngine
+
+        return VLLMEngine(folder, settings, log, chat_template)
+    from sao_lib.engines.hf_engine import TransformersEngine
+
+    return TransformersEngine(folder, settings, log, chat_template)
+
+
+def switch_engine(
+    engine: Engine, model: str, settings: EngineSettings, log: Path, chat_template: str | None = None
+) -> Engine:
+    """An engine for `model`: the given one with other weights where it can (vLLM, same architecture), else a new one."""
+    reload = getattr(engine, "reload", None)
+    if reload and not model.startswith("openai/") and reload(resolve(model), chat_template):
+        return engine
+    engine.close()
+    return open_engine(model, settings, log, chat_template)
+
+
+def label_ids(chat: "object", labels: tuple[str, str]) -> tuple[int, int]:
+    """Token ids of two one-token labels; raises SaoError if a label is longer or both are the same."""
+    ids = [chat.text_ids(label) for label in labels]  # type: ignore[attr-defined]
+    if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
+        raise SaoError(f"The labels {labels} are not two different single tokens for this model; choose others.")
+    return ids[0][0], ids[1][0]

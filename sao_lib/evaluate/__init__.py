@@ -1,0 +1,1 @@
+"""Stage 4: benchmarks. One file each; they share the instruments that compare two answers."""

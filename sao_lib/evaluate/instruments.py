@@ -1,0 +1,149 @@
+"""Instruments that compare two answers, measured on pairs of known quality before one is trusted.
+
+Every instrument gives a margin, positive where the second answer is better. A name like
+`likelihood+reverse` adds margins, each divided by its standard deviation on the labelled pairs.
+
+| name        | margin of an answer y to an instruction x                                      |
+|-------------|--------------------------------------------------------------------------------|
+| ranking     | log-odds in the ranking prompt, averaged over both orders                      |
+| likelihood  | mean token log p(y given x)                                                    |
+| reverse     | mean token log p(x given y)                                                    |
+| relevance   | cosine similarity of sentence embeddings of x and y                            |
+| alpaca_eval | the official AlpacaEval 2 prompt, log-odds of its two labels, one seeded order |
+"""
+
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sao_lib.chat import Message, fill
+from sao_lib.engines import Conversation, Engine
+from sao_lib.errors import SaoError
+from sao_lib.judge import llm_verdicts
+from sao_lib.labelled import LabelledPair
+from sao_lib.rewards import RewardModel, open_reward_model
+from sao_lib.settings import Judge
+from sao_lib.synthesize import seed_for
+
+Triple = tuple[str, str, str]  # instruction, first answer, second answer
+POINTWISE = ("likelihood", "reverse", "relevance")
+RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
+REVERSE = "Write the question that this text answers.\n\n{answer}"
+
+
+class Instruments:
+    """Margins by name, with pointwise scores remembered so that a shared answer is scored once."""
+
+    def __init__(self, engine: Engine, ranking: Judge, seed: int, log: Path) -> None:
+        self.engine, self.ranking, self.seed, self.log = engine, ranking, seed, log
+        self.known: dict[tuple[str, str, str], float] = {}
+        self._relevance: RewardModel | None = None
+
+    def margins(self, name: str, triples: Sequence[Triple]) -> list[float]:
+        """Margins of one simple instrument (no `+`), one per triple; positive: the second answer is better."""
+        if name == "ranking":
+            rows = llm_verdicts(self.engine, triples, self.ranking, True, self.seed)
+            return [-(row["margin"] or 0.0) for row in rows]
+        if name == "alpaca_eval":
+            return self._alpaca_eval(triples)
+        if name in POINTWISE:
+            first = self.scores(name, [(x, a) for x, a, _ in triples])
+            second = self.scores(name, [(x, b) for x, _, b in triples])
+            return [b - a for a, b in zip(first, second, strict=True)]
+        raise SaoError(
+            f"Unknown instrument '{name}' in evaluate.judges; there are: ranking, alpaca_eval, {', '.join(POINTWISE)}."
+        )
+
+    def scores(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Pointwise scores of (instruction, answer); the higher the better."""
+        new = list(dict.fromkeys(p for p in pairs if (name, *p) not in self.known))
+        if new:
+            for pair, score in zip(new, self._score(name, new), strict=True):
+                self.known[(name, *pair)] = score
+        return [self.known[(name, *pair)] for pair in pairs]
+
+    def _score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        if name == "relevance":
+            if self._relevance is None:
+                self._relevance = open_reward_model(RELEVANCE_MODEL, self.log)
+            return self._relevance.scores([x for x, _ in pairs], [y for _, y in pairs])
+        if name == "likelihood":
+            given, text = [_turn(x) for x, _ in pairs], [y for _, y in pairs]
+        else:
+            given, text = [_turn(fill(REVERSE, {"answer": y})) for _, y in pairs], [x for x, _ in pairs]
+        return [statistics.fmean(row) for row in self.engine.completion_logprobs(given, text)]
+
+    def _alpaca_eval(self, triples: Sequence[Triple]) -> list[float]:
+        template, labels = official_prompt(), ("m", "M")
+        flips = [random.Random(seed_for(self.seed, x)).random() < 0.5 for x, _, _ in triples]
+        requests = []
+        for (x, a, b), flip in zip(triples, flips, strict=True):
+            values = {"instruction": x, "output_1": b if flip else a, "output_2": a if flip else b}
+            requests.append(Conversation(tuple({**m, "content": fill(m["content"], values)} for m in template)))  # type: ignore[misc]
+        odds = [second - first for first, second in self.engine.label_logprobs(requests, labels)]
+        return [-o if flip else o for o, flip in zip(odds, flips, strict=True)]
+
+
+def _turn(content: str) -> Conversation:
+    return Conversation(({"role": "user", "content": content},))
+
+
+def official_prompt() -> list[Message]:
+    """AlpacaEval 2's judge prompt as messages, read from the alpaca-eval package."""
+    import re
+
+    from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
+
+    text = (EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "alpaca_eval_clf.txt").read_text()
+    turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", text, re.DOTALL)
+    return [{"role": role, "content": content} for role, content in turns if role != "assistant"]
+
+
+def simple_parts(names: Sequence[str]) -> list[str]:
+    """The simple instruments that a list of names needs, in order, once each."""
+    return list(dict.fromkeys(part for name in names for part in name.split("+")))
+
+
+def combine(name: str, margins: dict[str, list[float]], scale: dict[str, float]) -> list[float]:
+    """Margins of a possibly composite instrument."""
+    parts = name.split("+")
+    return [sum(row) for row in zip(*([m / scale[p] for m in margins[p]] for p in parts), strict=True)]
+
+
+def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+    """Measure candidates on labelled pairs and choose: {chosen, scale, agreement, choice_agreement, pairs, se}.
+
+    The choice uses every other question; `agreement` is measured on the rest, so choosing does not flatter it.
+    A tie counts as wrong. `se` is the binomial standard error of the chosen one's agreement.
+    """
+    triples = [(p["prompt"], *p["responses"]) for p in pairs]
+    margins = {part: instruments.margins(part, triples) for part in simple_parts(names)}
+    scale = {part: statistics.pstdev(values) or 1.0 for part, values in margins.items()}
+    questions = list(dict.fromkeys(p["id"].partition("-")[0] for p in pairs))
+    choosing = {q for number, q in enumerate(questions) if number % 2 == 0}
+    in_choice = [p["id"].partition("-")[0] in choosing for p in pairs]
+    right = {
+        name: [m * (1 if p["good"] == 2 else -1) > 0 for m, p in zip(combine(name, margins, scale), pairs, strict=True)]
+        for name in names
+    }
+    share = {
+        name: {side: _share([r for r, c in zip(rows, in_choice, strict=True) if c == side]) for side in (True, False)}
+        for name, rows in right.items()
+    }
+    chosen = max(names, key=lambda name: share[name][True])
+    held = share[chosen][False]
+    n = in_choice.count(False)
+    return {
+        "chosen": chosen,
+        "scale": scale,
+        "choice_agreement": {name: s[True] for name, s in share.items()},
+        "agreement": {name: s[False] for name, s in share.items()},
+        "pairs": n,
+        "se": (held * (1 - held) / n) ** 0.5 if n else None,
+    }
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,114 @@
+"""Do one run: papermill executes the stage's notebook, the terminal shows where it is."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from sao_lib.errors import SaoError
+from sao_lib.plan import NOTEBOOKS
+from sao_lib.progress import LOG, clock
+from sao_lib.runs import MANIFEST, Run, append_rows
+from sao_lib.settings import ROOT
+
+ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def execute(folder: Path, label: str = "") -> None:
+    """Execute the run in `folder` unless it has finished; two callers asked for the same run do it once.
+
+    Raises SaoError with one sentence when it fails. What it wrote until then stays and is continued.
+    """
+    with FileLock(folder / ".lock"):
+        if (folder / MANIFEST).is_file():
+            return
+        run = Run.open(folder / "spec.yaml")
+        shown = f"{label}{run.spec['stage']}/{run.spec['name']}"
+        print(f"{shown}: started", flush=True)
+        start = time.monotonic()
+        with _following(folder / LOG, shown):
+            _papermill(run)
+        seconds = time.monotonic() - start
+        if not (folder / MANIFEST).is_file():
+            raise SaoError(f"{shown}: the notebook ended without writing {MANIFEST}; see {folder}/notebook.ipynb.")
+        append_rows(folder.parents[1] / "done.jsonl", [{"run": str(folder.name), "seconds": round(seconds, 1)}])
+        print(f"{shown}: done in {clock(seconds)}", flush=True)
+
+
+def _papermill(run: Run) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ.update(ENVIRONMENT)
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
+    scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(scratch),
+            parameters={"spec": str(run.folder / "spec.yaml")},
+            kernel_name="python3",
+            cwd=str(ROOT),
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        failed = run.folder / "notebook.failed.ipynb"
+        scratch.replace(failed)
+        if error.ename == "SaoError":
+            raise SaoError(error.evalue) from None
+        raise SaoError(
+            f"{run.spec['stage']}/{run.spec['name']} failed in cell {error.exec_count}: {error.ename}: "
+            f"{error.evalue[:300]} The notebook with the traceback is {failed}; run the same command to try again."
+        ) from None
+    scratch.replace(final)
+    _without_machine_paths(final)
+
+
+def _without_machine_paths(notebook: Path) -> None:
+    """Executed notebooks are shared: paths of this machine are cut down to the repository."""
+    text = notebook.read_text(encoding="utf-8")
+    notebook.write_text(text.replace(json.dumps(str(ROOT))[1:-1] + "/", ""), encoding="utf-8")
+
+
+@contextmanager
+def _following(log: Path, shown: str, every: float = 5.0) -> Iterator[None]:
+    """Print the newest line of `log` now and then while the body runs."""
+    ended = threading.Event()
+    at = log.stat().st_size if log.exists() else 0
+
+    def follow(position: int) -> None:
+        while not ended.wait(every):
+            if log.exists() and log.stat().st_size > position:
+                with log.open() as file:
+                    file.seek(position)
+                    lines = file.read().strip().splitlines()
+                    position = file.tell()
+                if lines:
+                    print(f"{shown}: {lines[-1]}", flush=True)
+
+    thread = threading.Thread(target=follow, args=(at,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,184 @@
+"""Stage 2: order two responses (SAO 3.3, eq. 3) by whatever feedback source a row names.
+
+A verdict is 1, 2 or None. None is a class of its own (unparsable, the two orders disagree, a tie): such
+pairs are counted and left out, never given to a default side.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from sao_lib.chat import Message, fill
+from sao_lib.engines import Conversation, Engine
+from sao_lib.labelled import LabelledPair
+from sao_lib.progress import Progress
+from sao_lib.runs import Run, append_rows, resume_rows
+from sao_lib.settings import ROOT, Judge, read_yaml
+from sao_lib.synthesize import seed_for
+
+VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)
+Pair = tuple[str, str, str]  # prompt, response 1, response 2
+
+
+class Verdict(TypedDict):
+    """`shown` and `swapped` are an LLM's verdicts in the two orders, both in the names of the order given.
+
+    `margin` is positive for response 1: nats of log-odds, a score difference, characters, or null for text.
+    """
+
+    shown: int | None
+    swapped: int | None
+    margin: float | None
+    verdict: int | None
+
+
+def parse_verdict(text: str) -> int | None:
+    """1 or 2 from a judge's text: its last non-empty line must be `ranking: X > Y`; otherwise None."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = VERDICT_LINE.match(lines[-1]) if lines else None
+    return int(found[1]) if found and found[1] != found[2] else None
+
+
+def ranking_request(template: dict[str, Any], pair: Pair, without: int | None, answer: bool) -> Conversation:
+    """The ranking prompt (SAO figure 5, bottom), optionally without one criterion, 1 to 4.
+
+    `answer` adds the template's prefill, for verdicts read from log-probabilities.
+    """
+    kept = [text for number, text in enumerate(template["criteria"], 1) if number != without]
+    criteria = "\n".join(f"({number}) {text}" for number, text in enumerate(kept, 1))
+    values = {"criteria": criteria, "prompt": pair[0], "first": pair[1], "second": pair[2]}
+    message: Message = {"role": "user", "content": fill(template["user"], values)}
+    return Conversation((message,), template["prefill"] if answer else "")
+
+
+def swapped(pair: Pair) -> Pair:
+    return pair[0], pair[2], pair[1]
+
+
+def llm_verdicts(engine: Engine, pairs: Sequence[Pair], settings: Judge, both: bool, seed: int) -> list[Verdict]:
+    """An LLM's verdict on each pair; `both` asks in both orders and averages the log-odds, or wants agreement."""
+    template = read_yaml(ROOT / settings.template)
+    asked = [p for pair in pairs for p in ((pair, swapped(pair)) if both else (pair,))]
+    requests = [ranking_request(template, p, settings.without_criterion, settings.reading == "logprob") for p in asked]
+    if settings.reading == "logprob":
+        labels = (str(template["labels"][0]), str(template["labels"][1]))
+        odds = [a - b for a, b in engine.label_logprobs(requests, labels)]
+        read: list[tuple[int | None, float | None]] = [(_sign(o), o) for o in odds]
+    else:
+        texts = engine.generate(requests, 512, 0.0, [seed] * len(requests))
+        read = [(parse_verdict(completion.text), None) for completion in texts]
+    step = 2 if both else 1
+    return [_combine(read[i], read[i + 1] if both else None) for i in range(0, len(read), step)]
+
+
+def _sign(margin: float) -> int | None:
+    return 1 if margin > 0 else 2 if margin < 0 else None
+
+
+def verdict_of(margin: float) -> Verdict:
+    """The verdict of a source that has no orders: the sign of its margin."""
+    return {"shown": None, "swapped": None, "margin": margin, "verdict": _sign(margin)}
+
+
+def _combine(shown: tuple[int | None, float | None], other: tuple[int | None, float | None] | None) -> Verdict:
+    first, odds = shown
+    if other is None:
+        return {"shown": first, "swapped": None, "margin": odds, "verdict": first}
+    second = {1: 2, 2: 1}.get(other[0]) if other[0] else None  # back in the names of the order given
+    if odds is not None and other[1] is not None:
+        margin = (odds - other[1]) / 2
+        return {"shown": first, "swapped": second, "margin": margin, "verdict": _sign(margin)}
+    return {"shown": first, "swapped": second, "margin": None, "verdict": first if first == second else None}
+
+
+def heuristic_verdict(source: str, row: dict[str, Any], seed: int) -> Verdict:
+    """Random: a coin seeded by the row. Length: the response with fewer characters (SAO 4.4); a tie is None."""
+    if source == "random":
+        margin = random.Random(seed_for(seed, row["id"])).choice((1.0, -1.0))
+    else:
+        margin = float(len(row["responses"][1]["text"]) - len(row["responses"][0]["text"]))
+    return verdict_of(margin)
+
+
+Ranker = Callable[[Sequence[dict[str, Any]]], list[Verdict]]
+
+
+def rank(run: Run, rows: list[dict[str, Any]], ranker: Ranker, chunk: int) -> list[dict[str, Any]]:
+    """Write verdicts.jsonl, {id, shown, swapped, margin, verdict}, for rows of responses.jsonl."""
+    path = run.folder / "verdicts.jsonl"
+    done = resume_rows(path, chunk)
+    progress = Progress(run.folder, "verdicts", len(rows), len(done), "pairs")
+    for start in range(len(done), len(rows), chunk):
+        batch = rows[start : start + chunk]
+        new = [{"id": row["id"], **verdict} for row, verdict in zip(batch, ranker(batch), strict=True)]
+        append_rows(path, new)
+        done += new
+        progress.update(len(new))
+    return done
+
+
+def pairs_of(rows: Sequence[dict[str, Any]]) -> list[Pair]:
+    """(prompt, response 1, response 2) of rows of responses.jsonl."""
+    return [(r["prompt"], r["responses"][0]["text"], r["responses"][1]["text"]) for r in rows]
+
+
+def preferences(
+    rows: list[dict[str, Any]], verdicts: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """TRL's conversational preference rows for decided pairs, and what was left out and why (SAO eq. 4)."""
+    left_out = {"identical": 0, "undecided": 0, "empty": 0}
+    kept = []
+    for row, verdict in zip(rows, verdicts, strict=True):
+        one, two = row["responses"]
+        if one["text"] == two["text"]:
+            left_out["identical"] += 1
+        elif not one["text"] or not two["text"]:
+            left_out["empty"] += 1
+        elif verdict["verdict"] is None:
+            left_out["undecided"] += 1
+        else:
+            chosen, rejected = (one, two) if verdict["verdict"] == 1 else (two, one)
+            kept.append(
+                {
+                    "id": row["id"],
+                    "prompt": [{"role": "user", "content": row["prompt"]}],
+                    "chosen": [{"role": "assistant", "content": chosen["text"]}],
+                    "rejected": [{"role": "assistant", "content": rejected["text"]}],
+                    "chosen_finished": chosen["finished"],
+                    "rejected_finished": rejected["finished"],
+                    "chosen_tokens": chosen["tokens"],
+                    "rejected_tokens": rejected["tokens"],
+                    "margin": verdict["margin"],
+                }
+            )
+    return kept, left_out
+
+
+def audit(pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """How a judge does on pairs of known quality; every figure is a share of the pairs that it applies to.
+
+    agreement: verdict is the good answer (undecided counts as wrong). undecided: no verdict. flip: the two
+    orders name different answers. first_wins: the answer shown first is named. longer_wins: the longer is.
+    """
+    decided = [(p, v) for p, v in zip(pairs, verdicts, strict=True) if v["verdict"] is not None]
+    ordered = [v for v in verdicts if v["shown"] is not None and v["swapped"] is not None]
+    shown_first = [v["shown"] == 1 for v in ordered] + [v["swapped"] == 2 for v in ordered]
+    longer = [len(p["responses"][v["verdict"] - 1]) > len(p["responses"][2 - v["verdict"]]) for p, v in decided]
+    right = [v["verdict"] == p["good"] for p, v in zip(pairs, verdicts, strict=True)]
+    by_fault = {
+        f: _mean([r for r, p in zip(right, pairs, strict=True) if p["fault"] == f]) for f in {p["fault"] for p in pairs}
+    }
+    return {
+        "pairs": len(pairs),
+        "agreement": _mean(right),
+        "undecided": 1 - len(decided) / len(pairs) if pairs else None,
+        "flip": _mean([v["shown"] != v["swapped"] for v in ordered]),
+        "first_wins": _mean(shown_first),
+        "longer_wins": _mean(longer),
+        "agreement_by_fault": dict(sorted(by_fault.items())),
+    }
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None

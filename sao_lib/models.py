@@ -1,0 +1,145 @@
+"""A model's name -> a folder on disk: embedded in a package, a local folder, or hub `org/name@revision`."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from sao_lib.errors import SaoError
+from sao_lib.runs import file_digest
+from sao_lib.settings import PARAMS, ROOT, read_yaml
+
+CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
+
+
+def resolve(name: str) -> Path:
+    """The folder holding `name`'s weights, config and tokenizer.
+
+    `embedded/...` is taken from a package and converted once; an existing folder is used as it is;
+    anything else is `org/name@revision` on the hub. Raises SaoError when it cannot be had.
+    """
+    if name.startswith("embedded/"):
+        return _embedded(name)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
+        return Path(name)
+    if name.startswith((".", "/")):
+        raise SaoError(f"The model folder {name} does not exist.")
+    return _hub(name)
+
+
+def check(name: str) -> None:
+    """Raise SaoError unless `name` can be had, without loading or downloading it."""
+    if name.startswith("embedded/"):
+        _source(name, _entry(name))
+    elif not name.startswith("openai/") and not Path(name).is_dir():
+        if name.startswith((".", "/")):
+            raise SaoError(f"The model folder {name} does not exist.")
+        _hub(name, dry_run=True)
+
+
+def known(name: str) -> dict[str, Any]:
+    """What params/models.yaml says of a model, empty if nothing; a hub revision does not matter."""
+    return dict(read_yaml(PARAMS / "models.yaml").get(name.partition("@")[0], {}))
+
+
+def _entry(name: str) -> dict[str, Any]:
+    entry = known(name)
+    if not entry:
+        names = ", ".join(n for n in read_yaml(PARAMS / "models.yaml") if n.startswith("embedded/"))
+        raise SaoError(f"There is no embedded model '{name}'; there are: {names}.")
+    return entry
+
+
+def _package(name: str, model: str) -> Path:
+    spec = find_spec(name)  # located, not imported: some of these packages import what we do not need
+    if spec is None or spec.origin is None:
+        raise SaoError(f"The package {name} that carries {model} is not installed; run `make setup`.")
+    return Path(spec.origin).parent
+
+
+def _source(name: str, entry: dict[str, Any]) -> Path:
+    folder = _package(entry["package"], name)
+    for part in entry.get("parts", []):
+        _package(part.split("/")[0], name)
+    return folder
+
+
+def _embedded(name: str) -> Path:
+    entry = _entry(name)
+    source = _source(name, entry)
+    if entry["convert"] == "none":
+        _verify(source / entry["files"][0], entry, name)
+        return source / str(entry["folder"])
+    target = CACHE / name.removeprefix("embedded/")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").is_file():
+            scratch = target.with_name(target.name + ".part")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            gguf = _gguf(source, entry, scratch)
+            _verify(gguf, entry, name)
+            _convert(gguf, scratch)
+            if entry.get("parts"):
+                gguf.unlink()
+            scratch.rename(target)
+    return target
+
+
+def _gguf(source: Path, entry: dict[str, Any], scratch: Path) -> Path:
+    if not entry.get("parts"):
+        return source / str(entry["files"][0])
+    joined = scratch / str(entry["files"][0])
+    with joined.open("wb") as out:
+        for part in entry["parts"]:
+            package, _, inside = part.partition("/")
+            with (_package(package, str(entry["package"])) / inside).open("rb") as file:
+                shutil.copyfileobj(file, out)
+    return joined
+
+
+def _verify(path: Path, entry: dict[str, Any], name: str) -> None:
+    if not path.is_file() or file_digest(path) != entry["sha256"]:
+        raise SaoError(
+            f"The weights of {name} ({path}) are not the ones in params/models.yaml (sha256 differs); "
+            f"reinstall the package {entry['package']}."
+        )
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """GGUF -> safetensors in bf16 with config and tokenizer, in `target`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model.hf_quantizer = None  # transformers dequantizes on load but refuses to save until it forgets why
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
+
+
+def _hub(name: str, dry_run: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HFValidationError
+
+    repo, _, revision = name.partition("@")
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.py"]
+    try:
+        found = snapshot_download(
+            repo, revision=revision or None, allow_patterns=["config.json"] if dry_run else patterns
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise SaoError(
+            f"The model {name} cannot be had: it is neither embedded nor a local folder, and the hub says: "
+            f"{reason} Check the name and revision, the network and HF_TOKEN, or give a local folder."
+        ) from None
+    return Path(found)

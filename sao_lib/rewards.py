@@ -1,0 +1,69 @@
+"""Reward models as feedback sources: a score for one response, the higher is preferred."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sao_lib.models import known, resolve
+from sao_lib.progress import quiet
+
+
+class RewardModel(Protocol):
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One score per (prompt, response)."""
+
+
+def open_reward_model(model: str, log: Path) -> RewardModel:
+    """ArmoRM-style sequence classifiers, or a sentence-embedding model scored by relevance."""
+    folder = resolve(model)
+    if (folder / "modules.json").is_file():
+        return Relevance(folder, log)
+    return SequenceClassifier(folder, log, trust_remote_code=bool(known(model).get("trust_remote_code")))
+
+
+class Relevance:
+    """Cosine similarity of prompt and response embeddings, in [-1, 1]."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        with quiet(log):
+            from sentence_transformers import SentenceTransformer
+
+            self.model: Any = SentenceTransformer(str(folder), device="cpu")
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        import numpy as np
+
+        x, y = (
+            self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+            for texts in (prompts, responses)
+        )
+        return [float(s) for s in np.sum(x * y, axis=1)]
+
+
+class SequenceClassifier:
+    """A reward model with one scalar score (ArmoRM's `score` field, or a one-logit head), one row at a time."""
+
+    def __init__(self, folder: Path, log: Path, trust_remote_code: bool) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        with quiet(log):
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+            )
+        self.model = self.model.to(self.device).eval()
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        import torch
+
+        out = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            ids = self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+            with torch.no_grad():
+                result = self.model(**ids.to(self.device))
+            score = getattr(result, "score", None)
+            out.append(float((result.logits if score is None else score).flatten()[0]))
+        return out

@@ -1,0 +1,93 @@
+"""Stage 3: preferences -> trained model. Prepares token ids, launches `sao_lib.trainer` and reads its curves.
+
+Training runs in a process of its own, started by accelerate, so that one core, one GPU and four GPUs with
+DeepSpeed ZeRO-3 are the same call and the notebook's kernel never holds a device.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from sao_lib.chat import Chat
+from sao_lib.engines import Conversation
+from sao_lib.errors import SaoError
+from sao_lib.models import resolve
+from sao_lib.runs import Run, read_rows, write_atomic
+from sao_lib.settings import ROOT, Policy, Train
+from sao_lib.synthesize import user_turn
+
+TRAINER_LOG = "trainer.log"
+
+
+def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Policy) -> dict[str, Any]:
+    """Write train.jsonl and held_out.jsonl of token ids and return how many pairs were kept and dropped, and why.
+
+    Rows are {id, prompt_ids, chosen_ids, rejected_ids}: the prompt as the chat template gives it, each response
+    as it was sampled, with end-of-turn only where the model ended it. Nothing is truncated: a pair longer than
+    max_length, or with a completion shorter than min_completion tokens, is dropped and counted.
+    """
+    chat = Chat(resolve(policy.model), policy.chat_template)
+    kept, dropped = [], {"too long": 0, "too short": 0}
+    for row in rows:
+        request: Conversation = user_turn(policy, row["prompt"][0]["content"])
+        prompt = chat.ids(request.messages)
+        sides = {
+            side: chat.completion_ids(row[side][0]["content"], row[f"{side}_finished"])
+            for side in ("chosen", "rejected")
+        }
+        if len(prompt) + max(map(len, sides.values())) > settings.max_length:
+            dropped["too long"] += 1
+        elif min(map(len, sides.values())) < settings.min_completion:
+            dropped["too short"] += 1
+        else:
+            kept.append({"id": row["id"], "prompt_ids": prompt, **{f"{s}_ids": ids for s, ids in sides.items()}})
+    if len(kept) < settings.held_out + settings.global_batch:
+        raise SaoError(
+            f"{len(kept)} usable pairs are too few for {settings.held_out} held out and one batch of "
+            f"{settings.global_batch}; raise synthesize.n or lower train.global_batch ({run.folder.name})."
+        )
+    cut = len(kept) - settings.held_out
+    for name, part in (("train", kept[:cut]), ("held_out", kept[cut:])):
+        write_atomic(run.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
+    return {"train": cut, "held_out": settings.held_out, "dropped": dropped}
+
+
+def launch(run: Run, settings: Train) -> None:
+    """Train in a process started by accelerate; raises SaoError with the end of its log if it fails."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_processes", str(settings.processes)]
+    if settings.deepspeed:
+        command += ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / settings.deepspeed)]
+    elif settings.processes == 1 and not _cuda():
+        command += ["--cpu"]
+    command += ["-m", "sao_lib.trainer", str(run.folder)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(settings.threads),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",  # DeepSpeed calls ninja
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),  # the weights are on disk by now
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with (run.folder / TRAINER_LOG).open("w") as log:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        said = (run.folder / TRAINER_LOG).read_text().strip().splitlines()
+        reason = next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no output")
+        raise SaoError(
+            f"Training of {run.folder.name} stopped ({done.returncode}): {reason.strip()[:300]} "
+            f"The whole log is in {run.folder / TRAINER_LOG}; run the same command to try again."
+        )
+
+
+def _cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def curves(run: Run) -> list[dict[str, float]]:
+    """One row per optimiser step: step, loss, reward margin, accuracy, mean chosen and rejected log p per token."""
+    return read_rows(run.folder / "metrics.jsonl")

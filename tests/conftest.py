@@ -1,0 +1,37 @@
+"""Shared fixtures. Engines and models here are real; what is fake says so in its name."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["SAO_TESTING"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from sao_lib import settings  # noqa: E402
+from sao_lib.runs import Run  # noqa: E402
+from sao_lib.settings import Settings  # noqa: E402
+
+SMOL = "embedded/smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Settings:
+    return settings.validate([("params/profiles/cpu.yaml", settings.read_yaml(settings.profile_file("cpu")))])
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """A run in a temporary folder with the given parameters."""
+
+    def make(**params: Any) -> Run:
+        spec = {"stage": "test", "name": "test", "profile": "cpu", "params": params, "inputs": {}, "files": {}}
+        (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+        return Run(spec, tmp_path)
+
+    return make

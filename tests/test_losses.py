@@ -1,0 +1,160 @@
+"""Our losses against hand-computed values and against TRL's own trainers, in fp32."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sao_lib.losses import dpo_loss, orpo_loss, simpo_loss
+from sao_lib.models import resolve
+from sao_lib.settings import Train
+from sao_lib.trainer import PreferenceTrainer, completion_logps
+
+SMOL = "embedded/smollm2-135m-instruct"
+t = torch.tensor
+
+# (log p chosen, log p rejected, tokens chosen, tokens rejected, beta, gamma, loss computed by hand)
+SIMPO = [
+    (-12.0, -60.0, 10, 40, 10.0, 3.0, math.log(1 + math.exp(-(10 * 0.3 - 3)))),  # margin 3 = gamma: log 2
+    (-20.0, -20.0, 20, 10, 10.0, 3.0, math.log(1 + math.exp(-(10 * 1.0 - 3)))),
+    (-30.0, -10.0, 10, 10, 2.5, 1.375, math.log(1 + math.exp(2.5 * 2 + 1.375))),  # SimPO's gamma_beta_ratio 0.55
+    (-5.0, -5.0, 10, 10, 10.0, 0.0, math.log(2)),
+]
+
+
+@pytest.mark.parametrize(("w", "l", "n_w", "n_l", "beta", "gamma", "by_hand"), SIMPO)
+def test_simpo_is_equation_7(w: float, l: float, n_w: int, n_l: int, beta: float, gamma: float, by_hand: float) -> None:
+    loss = simpo_loss(t([w]), t([l]), t([n_w]), t([n_l]), beta, gamma)
+    assert loss.item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_simpo_in_the_ratio_convention_is_the_same_loss() -> None:
+    w, l, beta, ratio = -0.8, -1.1, 10.0, 0.3
+    simpo_code = -torch.nn.functional.logsigmoid(t(beta * ((w - l) - ratio)))
+    assert simpo_loss(t([w]), t([l]), t([1]), t([1]), beta, ratio * beta).item() == pytest.approx(
+        simpo_code.item(), abs=1e-6
+    )
+
+
+def test_dpo_by_hand() -> None:
+    loss = dpo_loss(t([-10.0]), t([-12.0]), t([-11.0]), t([-11.0]), 0.1)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.1 * 2)), abs=1e-6)
+
+
+def test_orpo_by_hand() -> None:
+    p, q = math.exp(-0.5), math.exp(-1.0)
+    log_odds = math.log(p / (1 - p)) - math.log(q / (1 - q))
+    by_hand = 0.5 + 0.1 * math.log(1 + math.exp(-log_odds))
+    assert orpo_loss(t([-5.0]), t([-20.0]), t([10]), t([20]), 0.1).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def tiny() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+PAIRS = [
+    {"prompt_ids": [1, 5, 9, 30], "chosen_ids": [40, 41, 42, 2], "rejected_ids": [50, 51, 52, 53, 54, 55, 2]},
+    {"prompt_ids": [1, 7], "chosen_ids": list(range(60, 80)), "rejected_ids": [81, 2]},
+]
+
+
+def settings(loss: str, **changes: Any) -> Train:
+    values: dict[str, Any] = {
+        "loss": loss, "beta": 10 if loss == "simpo" else 0.1, "gamma": 3, "learning_rate": 1e-3, "epochs": 1,
+        "global_batch": 2, "micro_batch": 2, "warmup": 0.0, "max_length": 128, "min_completion": 1, "held_out": 0,
+        "processes": 1, **changes,
+    }  # fmt: skip
+    return Train.model_validate(values)
+
+
+def trainer_for(kind: str, folder: Path, bf16: bool = False, **changes: Any) -> PreferenceTrainer:
+    from trl import DPOConfig
+
+    chosen = settings(kind, **changes)
+    args = DPOConfig(
+        output_dir=str(folder), beta=chosen.beta, precompute_ref_log_probs=True, bf16=bf16, use_cpu=True, max_length=None,
+        per_device_train_batch_size=chosen.micro_batch, gradient_accumulation_steps=chosen.accumulation, report_to="none",
+        learning_rate=chosen.learning_rate, logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, save_strategy="no",
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(resolve(SMOL))
+    return PreferenceTrainer(
+        tiny(), args=args, train_dataset=Dataset.from_list(PAIRS * 2), processing_class=tokenizer, preference=chosen
+    )
+
+
+def by_hand(trainer: PreferenceTrainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log p and token counts computed pair by pair without padding, in float64."""
+    sums, counts = [], []
+    for side in ("chosen_ids", "rejected_ids"):
+        for row in PAIRS:
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            logp = trainer.model(ids).logits[0, :-1].double().log_softmax(-1)
+            taken = logp.gather(1, ids[0, 1:, None])[:, 0][len(row["prompt_ids"]) - 1 :]
+            sums.append(taken.sum())
+            counts.append(len(row[side]))
+    return torch.stack(sums), torch.tensor(counts)
+
+
+def test_completion_logps_ignore_prompt_and_padding(tmp_path: Path) -> None:
+    trainer = trainer_for("simpo", tmp_path)
+    logp, tokens = completion_logps(trainer.model, trainer.data_collator(PAIRS))
+    expected, counts = by_hand(trainer)
+    assert tokens.tolist() == counts.tolist()
+    assert torch.allclose(logp.double(), expected, atol=1e-4)
+
+
+def test_simpo_trainer_agrees_with_trls(tmp_path: Path) -> None:
+    """trl.experimental.cpo with loss_type simpo and cpo_alpha 0, on the same ids and weights."""
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    ours = trainer_for("simpo", tmp_path)
+    batch = ours.data_collator(PAIRS)
+    loss = ours._compute_loss(ours.model, batch, False)
+    config = CPOConfig(
+        output_dir=str(tmp_path),
+        loss_type="simpo",
+        cpo_alpha=0.0,
+        beta=10.0,
+        simpo_gamma=3.0,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+    )
+    theirs = CPOTrainer.__new__(CPOTrainer)  # its loss needs these and nothing else
+    theirs.beta, theirs.loss_type, theirs.simpo_gamma, theirs.label_smoothing = 10.0, "simpo", config.simpo_gamma, 0
+    theirs.__dict__["accelerator"] = ours.accelerator
+    theirs.use_alpha_losses = False
+    sums, counts = by_hand(ours)
+    mean = (sums / counts).float()
+    losses = theirs.cpo_loss(mean[:2], mean[2:])[0]
+    assert loss.item() == pytest.approx(losses.mean().item(), abs=1e-5)
+
+
+def test_dpo_trainer_starts_at_log_2(tmp_path: Path) -> None:
+    """Before the first step policy and reference are the same model."""
+    ours = trainer_for("dpo", tmp_path)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(2)])
+    assert ours._compute_loss(ours.model, batch, False).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_gradient_accumulation_does_not_change_training(tmp_path: Path) -> None:
+    weights = []
+    for micro in (1, 2):
+        trainer = trainer_for("simpo", tmp_path / str(micro), micro_batch=micro)
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in tiny().parameters()])
+    assert (weights[0] - weights[1]).norm() < 1e-3 * (weights[0] - start).norm()

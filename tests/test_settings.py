@@ -1,0 +1,75 @@
+"""A user's mistake in the parameters is one sentence naming file, key and expectation."""
+
+import pytest
+
+from sao_lib import plan, settings
+from sao_lib.errors import SaoError
+
+PROFILE = "params/profiles/cpu.yaml"
+
+
+def explained(*assignments: str) -> str:
+    with pytest.raises(SaoError) as caught:
+        plan.make("cpu", "table6", list(assignments))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_every_profile_is_valid() -> None:
+    for file in sorted((settings.PARAMS / "profiles").glob("*.yaml")):
+        assert plan.make(file.stem, "table6").rows
+
+
+def test_unknown_parameter_names_it_its_place_and_its_neighbours() -> None:
+    text = explained("train.learning_rat=1e-5")
+    assert "train.learning_rat" in text
+    assert "the command line" in text
+    assert "learning_rate" in text
+
+
+def test_mistyped_parameter_says_what_was_expected() -> None:
+    text = explained("synthesize.n=many")
+    assert "synthesize.n" in text
+    assert "many" in text
+    assert "integer" in text
+
+
+def test_impossible_batch_split_is_refused_before_anything_runs() -> None:
+    text = explained("train.global_batch=6", "train.micro_batch=4")
+    assert "global_batch 6" in text
+    assert "multiple of 4" in text
+
+
+def test_assignment_without_a_value() -> None:
+    assert "key.subkey=value" in explained("train.beta")
+
+
+@pytest.mark.parametrize(("profile", "experiment"), [("laptop", "table6"), ("cpu", "table66")])
+def test_unknown_profile_and_experiment_list_what_there_is(profile: str, experiment: str) -> None:
+    with pytest.raises(SaoError, match="there are: .*(cpu|table6)"):
+        plan.make(profile, experiment)
+
+
+def test_missing_data_file_is_named() -> None:
+    assert "params/data/nobody.jsonl" in explained("synthesize.personas=params/data/nobody.jsonl")
+
+
+def test_gradient_accumulation_follows_from_the_global_batch() -> None:
+    paper = plan.make("paper", "table6").rows[0].settings.train
+    assert paper.accumulation * paper.micro_batch * paper.processes == 128
+
+
+def test_paper_profile_has_the_papers_values() -> None:
+    train = plan.make("paper", "table6").rows[0].settings.train
+    assert (train.beta, train.gamma, train.learning_rate, train.epochs, train.warmup) == (10, 3, 1e-6, 1, 0.1)
+
+
+def test_every_constant_of_the_paper_profile_has_a_source_or_a_reason() -> None:
+    silent = []
+    for line in (settings.PARAMS / "profiles" / "paper.yaml").read_text().splitlines():
+        key, _, rest = line.partition(":")
+        if rest.strip() and not line.lstrip().startswith("#") and "#" not in rest and key.strip() != "":
+            silent.append(line.strip())
+    allowed = {"threads: 1", "threads: 4"}
+    assert set(silent) <= allowed

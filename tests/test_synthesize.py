@@ -1,0 +1,69 @@
+"""Personas, templates and the prompts that come of them."""
+
+import itertools
+import json
+
+import pytest
+
+from sao_lib import synthesize
+from sao_lib.errors import SaoError
+from sao_lib.settings import PARAMS, read_yaml
+
+PERSONAS = "params/data/personas.jsonl"
+
+
+def test_the_suites_personas_are_many_and_no_two_nearly_the_same() -> None:
+    rows = [json.loads(line) for line in (PARAMS / "data" / "personas.jsonl").read_text().splitlines()]
+    assert len(rows) >= 500
+    words = [frozenset(r["persona"].lower().split()) for r in rows]
+    assert max(len(a & b) / len(a | b) for a, b in itertools.combinations(words, 2)) < 0.5
+
+
+def test_sampling_is_seeded_and_without_replacement() -> None:
+    one, two = (synthesize.load_personas(PERSONAS, 100, 3) for _ in range(2))
+    assert one == two
+    assert len({p["id"] for p in one}) == 100
+    assert one != synthesize.load_personas(PERSONAS, 100, 4)
+
+
+def test_more_personas_than_there_are_is_refused() -> None:
+    with pytest.raises(SaoError, match="fewer than synthesize.n = 100000"):
+        synthesize.load_personas(PERSONAS, 100_000, 0)
+
+
+def test_the_papers_template_is_one_message_and_the_few_shot_one_begins_the_answer() -> None:
+    plain = synthesize.persona_request(read_yaml(PARAMS / "templates" / "persona.yaml"), "a baker")
+    assert len(plain.messages) == 1
+    assert plain.prefill == ""
+    few = synthesize.persona_request(read_yaml(PARAMS / "templates" / "persona_few_shot.yaml"), "a baker")
+    assert len(few.messages) == 7
+    assert few.prefill == "User prompt: As a baker, I"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "finished", "reason"),
+    [
+        ("As a baker, I need a short plan for my first week.", True, None),
+        ("As a baker, I need a short plan for my first week.", False, "not finished"),
+        ("As a baker, I", True, "length"),
+        ("As a baker, I am happy. How can I help you today?", True, "role slip"),
+        ("Guess a prompt that the baker may ask you to do.", True, "about the task"),
+        (" ".join(["bread and butter and jam and tea"] * 6), True, "repeats itself"),
+    ],
+)
+def test_unusable_prompts_have_a_reason(prompt: str, finished: bool, reason: str | None) -> None:
+    assert synthesize.reject_reason(prompt, finished) == reason
+
+
+def test_prompt_is_what_follows_the_mark() -> None:
+    assert synthesize.prompt_from('Sure!\nUser prompt: "Tell me\nabout bread."') == "Tell me about bread."
+
+
+def test_seeds_differ_by_row_and_sample_only() -> None:
+    seeds = {synthesize.seed_for(1, f"p{n}", k) for n in range(200) for k in (1, 2)}
+    assert len(seeds) == 400
+    assert synthesize.seed_for(1, "p1", 1) == synthesize.seed_for(1, "p1", 1)
+
+
+def test_repetition_is_an_exact_match_after_normalising() -> None:
+    assert synthesize.repetition(["Why  is it?", "why is it?", "Why not?", "Who?"]) == 0.25
