@@ -20,9 +20,8 @@ def doctor() -> None:
     gpus = _gpus()
     free = shutil.disk_usage(ROOT).free / 2**30
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(
-        f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {', '.join(gpus) or 'none'}"
-    )
+    cards = ", ".join(gpus) or "none"
+    print(f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {cards}")
     for line in _pins():
         print(f"package   {line}")
     for key in ("OPENAI_API_KEY", "HF_TOKEN"):

@@ -58,6 +58,7 @@ def _papermill(run: Run) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(ENVIRONMENT)
+    os.environ["SAO_EXECUTED"] = "1"
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"

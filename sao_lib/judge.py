@@ -161,10 +161,10 @@ def audit(pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> dict[st
     agreement: verdict is the good answer (undecided counts as wrong). undecided: no verdict. flip: the two
     orders name different answers. first_wins: the answer shown first is named. longer_wins: the longer is.
     """
-    decided = [(p, v) for p, v in zip(pairs, verdicts, strict=True) if v["verdict"] is not None]
+    decided = [(p["responses"], v["verdict"]) for p, v in zip(pairs, verdicts, strict=True) if v["verdict"]]
     ordered = [v for v in verdicts if v["shown"] is not None and v["swapped"] is not None]
     shown_first = [v["shown"] == 1 for v in ordered] + [v["swapped"] == 2 for v in ordered]
-    longer = [len(p["responses"][v["verdict"] - 1]) > len(p["responses"][2 - v["verdict"]]) for p, v in decided]
+    longer = [len(texts[verdict - 1]) > len(texts[2 - verdict]) for texts, verdict in decided]
     right = [v["verdict"] == p["good"] for p, v in zip(pairs, verdicts, strict=True)]
     by_fault = {
         f: _mean([r for r, p in zip(right, pairs, strict=True) if p["fault"] == f]) for f in {p["fault"] for p in pairs}

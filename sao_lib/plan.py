@@ -69,7 +69,8 @@ def make(profile: str, experiment: str, assignments: list[str] | None = None) ->
     """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters."""
     rows = table_rows(profile, experiment, assignments or [])
     found: dict[str, Planned] = {}
-    evaluated, inputs = [], {}
+    evaluated: list[dict[str, str]] = []
+    inputs: dict[str, str] = {}
     for row in rows:
         chain = _chain(profile, row)
         for run in chain.values():

@@ -9,7 +9,7 @@ from typing import Any
 from sao_lib.analyze import claim_verdict, paper_verdict, share_positive
 from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.runs import Run, write_atomic
-from sao_lib.settings import PARAMS, experiment_file, profile_file, read_yaml
+from sao_lib.settings import PARAMS, experiment_file, read_yaml
 
 COLUMNS = {
     "source": "Feedback source",
@@ -71,41 +71,39 @@ def _text(key: str, value: Any) -> str:
 
 def caption(run: Run) -> str:
     """What ran, in sentences: models, sizes, judge with its measured agreement, and what that can tell."""
-    experiment = read_yaml(experiment_file(run.params["experiment"]))
-    reference = run.input("reference")
-    evaluated, calibration = reference.params["evaluate"], reference.results["calibration"]
-    profile = run.spec["profile"]
-    judge = evaluated["judge_model"] or reference.params["policy"]["model"]
-    agreement = calibration["agreement"][calibration["chosen"]]
-    measured = (
-        f"which agrees with {100 * agreement:.1f}% (SE {100 * calibration['se']:.1f}) of {calibration['pairs']} labelled "
-        "pairs not used to choose it"
-        if calibration["pairs"]
-        else "not measured on labelled pairs"
-    )
-    term = "LC as the official regression" if evaluated["length_term"] == "alpaca_eval" else (
-        "LC* controls for length alone, because these instructions have no published difficulty"
-    )  # fmt: skip
+    experiment, reference = read_yaml(experiment_file(run.params["experiment"])), run.input("reference")
+    evaluated, profile = reference.params["evaluate"], run.spec["profile"]
+    against_itself = evaluated["reference"] == "policy"
+    against = "the untrained model" if against_itself else evaluated["reference"]
+    paper = f"Paper: {experiment['paper_setting']}; it prints no SE for this table."
+    if against_itself:
+        paper += " Its win rates are against GPT-4-Turbo, ours against the untrained model: compare orders, not levels."
     lines = [
         f"Profile {profile}: policy {reference.params['policy']['model']}, "
-        f"{run.input('synthesize').results['usable']} prompts, evaluation on {evaluated['n']} instructions from "
-        f"{evaluated['instructions']} against "
-        f"{'the untrained model' if evaluated['reference'] == 'policy' else evaluated['reference']}.",
-        f"Judge: {judge} read by `{calibration['chosen']}`, {measured}. Win rates by alpaca-eval; SE is its "
-        f"standard error; {term}.",
-        f"Paper: {experiment['paper_setting']}; it prints no SE for this table. Its win rates are against "
-        "GPT-4-Turbo and ours against the untrained model, so compare orders, not levels."
-        if evaluated["reference"] == "policy"
-        else f"Paper: {experiment['paper_setting']}.",
+        f"{run.input('synthesize').results['usable']} prompts, evaluated on {evaluated['n']} instructions of "
+        f"{evaluated['instructions']} against {against}.",
+        _judge_sentence(reference),
+        paper,
+        " ".join(read_yaml(PARAMS / "shows.yaml").get(profile, "").split()),
+        f"Command: `make reproduce-{run.params['experiment']} PROFILE={profile}`.",
     ]
-    can_tell = read_yaml(profile_file(profile)).get("shows") or read_yaml(PARAMS / "shows.yaml").get(profile, "")
-    return "\n".join(
-        [
-            *lines,
-            " ".join(str(can_tell).split()),
-            f"Command: `make reproduce-{run.params['experiment']} PROFILE={profile}`.",
-        ]
-    )
+    return "\n".join(line for line in lines if line)
+
+
+def _judge_sentence(reference: Run) -> str:
+    evaluated, found = reference.params["evaluate"], reference.results["calibration"]
+    judge = evaluated["judge_model"] or reference.params["policy"]["model"]
+    measured = "not measured on labelled pairs"
+    if found["pairs"]:
+        agreement = 100 * found["agreement"][found["chosen"]]
+        measured = (
+            f"which agrees with {agreement:.1f}% (SE {100 * found['se']:.1f}) of {found['pairs']} labelled pairs "
+            "that were not used to choose it"
+        )
+    term = "LC controls for length alone, because these instructions have no published difficulty"
+    if evaluated["length_term"] == "alpaca_eval":
+        term = "LC is the official regression"
+    return f"Judge: {judge} read by `{found['chosen']}`, {measured}. Win rates and SE by alpaca-eval; {term}."
 
 
 def claims(run: Run, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from sao_lib import plan as planning
@@ -129,9 +128,7 @@ def show_plan(profile: str, experiment: str, assignments: list[str]) -> None:
     for run in plan.runs:
         print(f"  {'done' if run.done else 'to do':5}  {run.folder}")
     s = plan.rows[0].settings
-    print(
-        f"policy {s.policy.model}, {s.synthesize.n} personas, {len(plan.rows)} rows, {json.dumps(asdict(plan.rows[0])['name'])} first"
-    )
+    print(f"{len(plan.rows)} rows; policy {s.policy.model}; {s.synthesize.n} personas")
 
 
 def _shown(path: Path) -> str:

@@ -61,7 +61,7 @@ class SequenceClassifier:
         out = []
         for prompt, response in zip(prompts, responses, strict=True):
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            ids = self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+            ids: Any = self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
             with torch.no_grad():
                 result = self.model(**ids.to(self.device))
             score = getattr(result, "score", None)

@@ -30,10 +30,7 @@ def load_personas(source: str, n: int, seed: int) -> list[dict[str, str]]:
     `source` is a JSONL file of the suite or `hub:dataset@revision/file` (PersonaHub). Raises SaoError when it
     is missing, has an unreadable row, or has fewer than `n`.
     """
-    if source.startswith("hub:"):
-        path = _hub_file(source.removeprefix("hub:"))
-    else:
-        path = ROOT / source
+    path = _hub_file(source.removeprefix("hub:")) if source.startswith("hub:") else ROOT / source
     rows = [
         {"id": str(row.get("id", f"p{number:06d}")), "persona": str(row["persona"])}
         for number, row in enumerate(read_rows(path), 1)

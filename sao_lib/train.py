@@ -14,7 +14,7 @@ from sao_lib.chat import Chat
 from sao_lib.engines import Conversation
 from sao_lib.errors import SaoError
 from sao_lib.models import resolve
-from sao_lib.runs import Run, read_rows, write_atomic
+from sao_lib.runs import Run, die_with_parent, read_rows, write_atomic
 from sao_lib.settings import ROOT, Policy, Train
 from sao_lib.synthesize import user_turn
 
@@ -72,7 +72,15 @@ def launch(run: Run, settings: Train) -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     with (run.folder / TRAINER_LOG).open("w") as log:
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            preexec_fn=die_with_parent,
+        )
     if done.returncode:
         said = (run.folder / TRAINER_LOG).read_text().strip().splitlines()
         reason = next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no output")

@@ -72,7 +72,8 @@ class PreferenceTrainer(DPOTrainer):
         return loss.mean()
 
     def _record(self, chosen: Tensor, rejected: Tensor) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        model: Any = self.model
+        metrics = self._metrics["train" if model.training else "eval"]
         values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected, "accuracies": chosen > rejected}
         for name, value in values.items():
             metrics[f"rewards/{name}"].append(self.accelerator.gather(value.float()).mean().item())
@@ -82,7 +83,8 @@ class Curves(TrainerCallback):
     """Appends every log line of the trainer to metrics.jsonl and reports progress."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.progress = folder, None
+        self.folder = folder
+        self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -111,7 +113,7 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
     return DPOConfig(
         output_dir=str(run.folder / "checkpoints"),
         beta=settings.beta,
-        loss_type="sigmoid",
+        loss_type=["sigmoid"],
         precompute_ref_log_probs=True,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -198,15 +200,16 @@ def main(folder: str) -> None:
 
 def save(trainer: PreferenceTrainer, target: Path, settings: Train) -> None:
     """The trained model with its tokenizer, in `save_dtype`; adapters are merged into the weights."""
-    if settings.lora_rank and trainer.accelerator.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().to(
-            getattr(torch, settings.save_dtype)
-        ).save_pretrained(target)
-        trainer.processing_class.save_pretrained(target)
-    elif not settings.lora_rank:
-        if trainer.accelerator.num_processes == 1:
-            trainer.model.to(getattr(torch, settings.save_dtype))
-        trainer.save_model(str(target))
+    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.save_dtype)
+    if settings.lora_rank:
+        if trainer.accelerator.is_main_process:
+            tokenizer: Any = trainer.processing_class
+            model.merge_and_unload().to(dtype).save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        return
+    if trainer.accelerator.num_processes == 1:
+        model.to(dtype)
+    trainer.save_model(str(target))
 
 
 if __name__ == "__main__":

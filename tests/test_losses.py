@@ -80,15 +80,26 @@ def settings(loss: str, **changes: Any) -> Train:
     return Train.model_validate(values)
 
 
-def trainer_for(kind: str, folder: Path, bf16: bool = False, **changes: Any) -> PreferenceTrainer:
+def trainer_for(kind: str, folder: Path, **changes: Any) -> PreferenceTrainer:
     from trl import DPOConfig
 
     chosen = settings(kind, **changes)
     args = DPOConfig(
-        output_dir=str(folder), beta=chosen.beta, precompute_ref_log_probs=True, bf16=bf16, use_cpu=True, max_length=None,
-        per_device_train_batch_size=chosen.micro_batch, gradient_accumulation_steps=chosen.accumulation, report_to="none",
-        learning_rate=chosen.learning_rate, logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(folder),
+        beta=chosen.beta,
+        precompute_ref_log_probs=True,
+        bf16=False,
+        use_cpu=True,
+        max_length=None,
+        per_device_train_batch_size=chosen.micro_batch,
+        gradient_accumulation_steps=chosen.accumulation,
+        gradient_checkpointing=False,
+        learning_rate=chosen.learning_rate,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
     tokenizer = AutoTokenizer.from_pretrained(resolve(SMOL))
     return PreferenceTrainer(
         tiny(), args=args, train_dataset=Dataset.from_list(PAIRS * 2), processing_class=tokenizer, preference=chosen

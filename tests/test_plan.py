@@ -48,11 +48,9 @@ def test_a_key_in_the_environment_replaces_the_stand_in(monkeypatch: pytest.Monk
 
 def test_a_missing_key_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    paper = plan.make("paper", "table6", ["policy.model=embedded/smollm2-135m-instruct", "evaluate.judge_model=null"])
+    rows = [r for r in paper.rows if r.name == "gpt4o"]
     with pytest.raises(SaoError, match="gpt4o.*OPENAI_API_KEY"):
-        paper = plan.make(
-            "paper", "table6", ["policy.model=embedded/smollm2-135m-instruct", "evaluate.judge_model=null"]
-        )
-        rows = [r for r in paper.rows if r.name == "gpt4o"]
         plan.check(plan.Plan("paper", "table6", rows, paper.runs))
 
 

@@ -14,7 +14,7 @@ cpu_index=https://download.pytorch.org/whl/cpu
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=".venv/bin/python -m pip --disable-pip-version-check"
-$pip install --quiet "uv==0.13.8"
+$pip install -qq "uv==0.13.8"
 
 would_take() { # the torch build pip would install with these options, or nothing
     $pip install --dry-run --quiet --no-deps --report - "$@" "torch==$torch" 2>/dev/null |
@@ -25,16 +25,16 @@ if .venv/bin/python -c 'import torch' 2>/dev/null; then
     chosen="torch is already installed"
 elif [ "$(uname -s)" = Darwin ]; then
     chosen="torch $torch from the package registry, which is a CPU build on macOS"
-    $pip install --quiet "torch==$torch"
+    $pip install -qq "torch==$torch"
 elif case "$(would_take)" in *+cpu) true ;; *) false ;; esac; then
     chosen="the CPU build of torch $torch from the configured package sources"
-    $pip install --quiet "torch==$torch"
+    $pip install -qq "torch==$torch"
 elif case "$(would_take --index-url $cpu_index)" in *+cpu) true ;; *) false ;; esac; then
     chosen="the CPU build of torch $torch from PyTorch's own index"
-    $pip install --quiet "torch==$torch" --index-url $cpu_index
+    $pip install -qq "torch==$torch" --index-url $cpu_index
 else
     chosen="the registry's torch $torch with CUDA, several GB, because no CPU build can be reached"
-    $pip install --quiet "torch==$torch"
+    $pip install -qq "torch==$torch"
 fi
 if index=$($pip config get global.index-url 2>/dev/null); then
     export UV_DEFAULT_INDEX="$index"

@@ -80,7 +80,7 @@ def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: 
 def switch_engine(
     engine: Engine, model: str, settings: EngineSettings, log: Path, chat_template: str | None = None
 ) -> Engine:
-    """An engine for `model`: the given one with other weights where it can (vLLM, same architecture), else a new one."""
+    """An engine for `model`: the given one with other weights where it can (vLLM, same shapes), else a new one."""
     reload = getattr(engine, "reload", None)
     if reload and not model.startswith("openai/") and reload(resolve(model), chat_template):
         return engine

@@ -21,7 +21,7 @@ class TransformersEngine:
         if self.device == "cpu":
             torch.set_num_threads(settings.threads)
         with quiet(log):
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
         self.model: Any = model.to(self.device).eval()
 
     def generate(

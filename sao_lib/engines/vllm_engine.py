@@ -59,7 +59,7 @@ class VLLMEngine:
             )
 
     def reload(self, folder: Path, chat_template: str | None) -> bool:
-        """Put the weights of `folder` in place (0.3 s instead of a new engine's 10); False if the architecture differs."""
+        """Put `folder`'s weights in place (0.3 s instead of a new engine's 10); False if the architecture differs."""
         old, new = (json.loads((f / "config.json").read_text()) for f in (self.folder, folder))
         if any(
             old.get(key) != new.get(key) for key in ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")

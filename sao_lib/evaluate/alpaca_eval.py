@@ -112,10 +112,14 @@ def annotate(
     progress = Progress(run.folder, "verdicts", len(answers), len(rows))
     for start in range(len(rows), len(answers), chunk):
         part = list(zip(reference, answers, strict=True))[start : start + chunk]
-        triples: list[Triple] = [(m["instruction"], r["output"] or " ", m["output"] or " ") for r, m in part]
-        margins = {p: instruments.margins(p, triples) for p in simple_parts([name])}
+        different = [(r, m) for r, m in part if r["output"] != m["output"]]  # the rest are ties, not asked
+        triples: list[Triple] = [(m["instruction"], r["output"] or " ", m["output"] or " ") for r, m in different]
+        margins = {p: instruments.margins(p, triples) for p in simple_parts([name])} if triples else {}
+        found = combine(name, margins, calibration["scale"]) if triples else []
+        by_instruction = {t[0]: margin for t, margin in zip(triples, found, strict=True)}
         new = []
-        for (r, m), margin in zip(part, combine(name, margins, calibration["scale"]), strict=True):
+        for r, m in part:
+            margin = by_instruction.get(m["instruction"], 0.0)
             if not r["output"] or not m["output"]:
                 margin = float(bool(m["output"])) - float(bool(r["output"]))
             new.append(

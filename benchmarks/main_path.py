@@ -1,0 +1,111 @@
+"""Time and memory of the README's two commands on this machine, from a fresh clone: `python benchmarks/main_path.py`.
+
+Writes main_path.json and the table in README.md beside this file. Memory is the sum over all processes of the
+command, sampled every two seconds, with shared pages counted once (PSS).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("synthesize", "judge", "train", "evaluate", "ablate")
+
+
+def tree_pss_gib(root: int) -> float:
+    """Proportional set size of a process and its descendants, GiB."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        children[int(fields[1])].append(int(stat.parent.name))
+    total, queue = 0, [root]
+    while queue:
+        pid = queue.pop()
+        queue += children[pid]
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 2**20
+
+
+def measured(command: list[str], folder: Path) -> dict[str, float]:
+    """Seconds and peak memory of a command; raises if it fails."""
+    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+    start, peak, ended = time.monotonic(), 0.0, threading.Event()
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(2):
+            peak = max(peak, tree_pss_gib(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    ended.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}")
+    return {"seconds": round(time.monotonic() - start), "peak_gib": round(peak, 1)}
+
+
+def by_stage(outputs: Path) -> dict[str, dict[str, float]]:
+    """Runs and summed seconds of every stage, from the log of finished runs and their manifests."""
+    seconds = {row["run"]: row["seconds"] for row in map(json.loads, (outputs / "done.jsonl").read_text().splitlines())}
+    table = {}
+    stages = {m.parent.name: json.loads(m.read_text())["spec"]["stage"] for m in outputs.rglob("run.json")}
+    for stage in STAGES:
+        folders = [folder for folder, of in stages.items() if of == stage]
+        table[stage] = {"runs": len(folders), "seconds": round(sum(seconds[f] for f in folders))}
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", default="table6")
+    parser.add_argument("--no-tests", action="store_true", help="leave out make test")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = Path(scratch) / "suite"
+        subprocess.run(["git", "clone", "--quiet", str(HERE.parent), str(clone)], check=True)
+        found = {
+            "cpus": os.cpu_count(),
+            "setup": measured(["make", "setup"], clone),
+            f"reproduce-{given.table}": measured(["make", f"reproduce-{given.table}"], clone),
+            "stages": by_stage(clone / "outputs" / "cpu"),
+            "again": measured(["make", f"reproduce-{given.table}"], clone),
+        }
+        if not given.no_tests:
+            found["test"] = measured(["make", "test"], clone)
+        shutil.copytree(clone / "outputs" / "cpu" / given.table, HERE / "last" / given.table, dirs_exist_ok=True)
+    write(found)
+
+
+def write(found: dict) -> None:
+    (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
+    lines = ["| command | seconds | peak memory, GiB |", "|---|---|---|"]
+    commands = {k: v for k, v in found.items() if isinstance(v, dict) and "peak_gib" in v}
+    lines += [f"| make {k} | {v['seconds']} | {v['peak_gib']} |" for k, v in commands.items()]
+    lines += ["", "| stage | runs | seconds, summed over runs |", "|---|---|---|"]
+    lines += [f"| {stage} | {v['runs']} | {v['seconds']} |" for stage, v in found["stages"].items()]
+    text = (HERE / "README.md").read_text()
+    head, _, rest = text.partition("<!-- measured -->")
+    _, _, tail = rest.partition("<!-- end -->")
+    body = "\n".join(lines).replace("make again", "the same, a second time")
+    (HERE / "README.md").write_text(f"{head}<!-- measured -->\n{body}\n<!-- end -->{tail}")
+
+
+if __name__ == "__main__":
+    main()

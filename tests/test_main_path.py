@@ -1,0 +1,142 @@
+"""The main path at its smallest, as a user runs it: real model, real engines, every notebook; killed and resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sao_lib.plan import NOTEBOOKS
+from sao_lib.settings import ROOT
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "sao_lib", *words]
+
+
+def environment(outputs: Path) -> dict[str, str]:
+    return {**os.environ, "SAO_OUTPUTS": str(outputs), "OPENAI_API_KEY": "", "HF_HUB_OFFLINE": "1"}
+
+
+def run(outputs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), env=environment(outputs), capture_output=True, text=True, check=False)
+
+
+def started(outputs: Path) -> list[str]:
+    log = outputs / "cpu" / "done.jsonl"
+    return [json.loads(line)["run"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of the smoke experiment, after its process group was killed once when three runs were done."""
+    folder = tmp_path_factory.mktemp("outputs")
+    process = subprocess.Popen(
+        command("reproduce", "smoke"), env=environment(folder), start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    while len(started(folder)) < 3 and process.poll() is None:
+        time.sleep(0.2)
+    time.sleep(5)  # into the next runs
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    alive = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
+    assert not alive, "a killed command leaves nothing behind that goes on writing"
+    assert not (folder / "cpu" / "smoke" / "run.json").exists()
+    finished = run(folder, "reproduce", "smoke")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return folder
+
+
+def test_nothing_finished_is_done_twice(outputs: Path) -> None:
+    done = started(outputs)
+    assert len(done) == len(set(done)) == 9
+
+
+def test_the_table_is_there_in_three_formats_with_its_figure(outputs: Path) -> None:
+    folder = outputs / "cpu" / "smoke"
+    table = (folder / "smoke.md").read_text()
+    assert "| Self-feedback | 70.28 | 74.04 |" in table
+    assert "labelled pairs" in table
+    assert (folder / "smoke.csv").read_text().count("\n") == 3
+    assert r"\toprule" in (folder / "smoke.tex").read_text()
+    assert (folder / "smoke.png").stat().st_size > 10_000
+
+
+def test_a_second_call_runs_nothing_and_prints_the_same_table(outputs: Path) -> None:
+    before = started(outputs)
+    again = run(outputs, "reproduce", "smoke")
+    assert again.returncode == 0
+    assert "runs to do" not in again.stdout
+    assert (outputs / "cpu" / "smoke" / "smoke.md").read_text() in again.stdout
+    assert started(outputs) == before
+
+
+def test_executed_notebooks_lie_beside_the_data_without_errors_secrets_or_machine_paths(outputs: Path) -> None:
+    found = sorted((outputs / "cpu").rglob("notebook.ipynb"))
+    assert len(found) == 9
+    for path in found:
+        text = path.read_text()
+        notebook = nbformat.reads(text, 4)
+        assert all(o.output_type != "error" for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+        assert not re.search(r"sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}", text)
+        assert str(ROOT) not in text.replace(str(outputs), "")
+        assert len(text) < 400_000
+
+
+def test_a_damaged_run_is_said_set_aside_and_done_again(outputs: Path) -> None:
+    folder = next((outputs / "cpu" / "judge").glob("length-*"))
+    rows = folder / "preferences.jsonl"
+    whole = rows.read_text()
+    rows.write_text(whole[:-20])
+    (outputs / "cpu" / "smoke" / "run.json").unlink()
+    again = run(outputs, "reproduce", "smoke")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "not as its manifest says" in again.stdout
+    assert (next((outputs / "cpu" / "judge").glob("length-*.damaged")) / "preferences.jsonl").exists()
+    assert rows.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reproduce", "table66"], "There is no experiment 'table66'"),
+        (["reproduce", "smoke", "--profile", "laptop"], "There is no profile 'laptop'"),
+        (["reproduce", "smoke", "--set", "train.bets=1"], "Unknown parameter 'train.bets' in the command line"),
+        (["reproduce", "smoke", "--set", "policy.model=./nowhere"], "The model folder ./nowhere does not exist"),
+        (["run", "outputs/nothing"], "spec.yaml does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence_without_a_traceback(words: list[str], said: str, tmp_path: Path) -> None:
+    failed = run(tmp_path, *words)
+    assert failed.returncode == 1
+    assert said in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_failing_run_leaves_its_sentence_and_its_notebook(tmp_path: Path) -> None:
+    failed = run(tmp_path, "reproduce", "smoke", "--set", "train.held_out=13")
+    assert failed.returncode == 1
+    assert "usable pairs are too few" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert list((tmp_path / "cpu" / "train").rglob("notebook.failed.ipynb"))
+    assert len(started(tmp_path)) >= 3  # what could be done was done
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS.values())
+def test_committed_notebooks_are_stripped_and_their_cells_short(name: str) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    lines = sorted(c.source.count("\n") + 1 for c in code)
+    assert not any(c.outputs or c.execution_count for c in code)
+    assert max(lines) <= 40
+    assert lines[len(lines) // 2] <= 8
+    assert sum(c.cell_type == "markdown" for c in notebook.cells) >= 0.6 * len(code)
+    assert any("parameters" in c.metadata.get("tags", []) for c in code)

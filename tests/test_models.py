@@ -1,0 +1,42 @@
+"""A model's name is resolved from three sources, or one sentence says why not."""
+
+from pathlib import Path
+
+import pytest
+
+from sao_lib import models
+from sao_lib.errors import SaoError
+
+
+def test_embedded_models_become_folders_that_transformers_reads() -> None:
+    from transformers import AutoConfig
+
+    for name, kind in (("smollm2-135m-instruct", "llama"), ("gemma-3-270m", "gemma3_text")):
+        assert AutoConfig.from_pretrained(models.resolve(f"embedded/{name}")).model_type == kind
+
+
+def test_a_local_folder_is_used_as_it_is() -> None:
+    folder = models.resolve("embedded/smollm2-135m-instruct")
+    assert models.resolve(str(folder)) == folder
+
+
+def test_what_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("embedded/none", "no embedded model"),
+        (str(tmp_path / "none"), "does not exist"),
+        (str(tmp_path / "empty"), "has no config.json"),
+        ("nobody/nothing@main", "cannot be had"),
+    ):
+        with pytest.raises(SaoError, match=said) as caught:
+            models.resolve(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_wrong_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {**models.known("embedded/smollm2-135m-instruct"), "sha256": "0" * 64}
+    monkeypatch.setattr(models, "known", lambda _: entry)
+    monkeypatch.setattr(models, "CACHE", tmp_path)
+    with pytest.raises(SaoError, match="sha256 differs"):
+        models.resolve("embedded/smollm2-135m-instruct")
+    assert not (tmp_path / "smollm2-135m-instruct").exists()
