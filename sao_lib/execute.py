@@ -13,7 +13,7 @@ from filelock import FileLock
 from sao_lib.errors import SaoError
 from sao_lib.plan import NOTEBOOKS
 from sao_lib.progress import LOG, clock
-from sao_lib.runs import MANIFEST, Run, append_rows
+from sao_lib.runs import MANIFEST, OUTPUTS, Run, append_rows
 from sao_lib.settings import ROOT
 
 ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
@@ -49,7 +49,9 @@ def execute(folder: Path, label: str = "") -> None:
         seconds = time.monotonic() - start
         if not (folder / MANIFEST).is_file():
             raise SaoError(f"{shown}: the notebook ended without writing {MANIFEST}; see {folder}/notebook.ipynb.")
-        append_rows(folder.parents[1] / "done.jsonl", [{"run": str(folder.name), "seconds": round(seconds, 1)}])
+        append_rows(
+            OUTPUTS / run.spec["profile"] / "done.jsonl", [{"run": str(folder.name), "seconds": round(seconds, 1)}]
+        )
         print(f"{shown}: done in {clock(seconds)}", flush=True)
 
 

@@ -90,6 +90,8 @@ class Train(Strict):
     max_length: int = Field(ge=64)
     min_completion: int = Field(ge=1)
     held_out: int = Field(ge=0)
+    samples: int = Field(default=4, ge=1)
+    sample_tokens: int = Field(default=256, ge=8)
     processes: int = Field(ge=1)
     threads: int = Field(default=1, ge=1)
     deepspeed: str | None = None

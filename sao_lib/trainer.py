@@ -6,6 +6,7 @@ SimPO and ORPO live in trl.experimental. The tests hold both against TRL's. It l
 TRL 1.16 (`_prepare_dataset`, `_compute_loss`, `_metrics`), which is why TRL is pinned exactly.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
 from sao_lib.losses import orpo_loss, simpo_loss, simpo_reward
 from sao_lib.models import resolve
@@ -100,6 +102,59 @@ class Curves(TrainerCallback):
             append_rows(self.folder / "metrics.jsonl", _steps([{**(logs or {}), "step": state.global_step}]))
 
 
+class Samples(TrainerCallback):
+    """Answers a few fixed prompts greedily before, half-way through and after training, into samples.jsonl.
+
+    Rows are {step, prompt, text, tokens}. A collapse shows here first: answers that shrink, swell or repeat.
+    """
+
+    def __init__(self, folder: Path, prompts: list[list[int]], tokenizer: Any, max_tokens: int) -> None:
+        self.path, self.prompts, self.tokenizer, self.max_tokens = (
+            folder / "samples.jsonl",
+            prompts,
+            tokenizer,
+            max_tokens,
+        )
+        self.trainer: PreferenceTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            if state.is_world_process_zero:
+                self.path.unlink(missing_ok=True)
+            self.sample(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in (state.max_steps // 2, state.max_steps):
+            self.sample(state.global_step)
+
+    def sample(self, step: int) -> None:
+        assert self.trainer is not None
+        accelerator, training = self.trainer.accelerator, self.trainer.model_wrapped.training
+        batch = self.tokenizer.pad({"input_ids": self.prompts}, padding_side="left", return_tensors="pt")
+        with unwrap_model_for_generation(self.trainer.model_wrapped, accelerator) as model, torch.no_grad():
+            model.eval()
+            # Autocast would cast every frozen weight again for every token; a GPU's attention kernels want it.
+            with accelerator.autocast() if accelerator.device.type == "cuda" else contextlib.nullcontext():
+                out = model.generate(
+                    **batch.to(accelerator.device), max_new_tokens=self.max_tokens, do_sample=False, use_cache=True
+                )
+        self.trainer.model_wrapped.train(training)
+        if accelerator.is_main_process:
+            new = out[:, batch["input_ids"].shape[1] :].tolist()
+            ended = [
+                ids[: ids.index(self.tokenizer.eos_token_id)] if self.tokenizer.eos_token_id in ids else ids
+                for ids in new
+            ]
+            texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+            append_rows(
+                self.path,
+                (
+                    {"step": step, "prompt": n, "text": t, "tokens": len(i)}
+                    for n, (t, i) in enumerate(zip(texts, ended, strict=True))
+                ),
+            )
+
+
 def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in history if "loss" in row]
 
@@ -179,15 +234,19 @@ def main(folder: str) -> None:
         [{c: row[c] for c in columns} for row in read_rows(run.folder / f"{name}.jsonl")]
         for name in ("train", "held_out")
     )
+    samples = Samples(
+        run.folder, [row["prompt_ids"] for row in rows[: settings.samples]], tokenizer, settings.sample_tokens
+    )
     trainer = PreferenceTrainer(
         model,
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[Curves(run.folder)],
+        callbacks=[Curves(run.folder), samples],
         peft_config=lora(settings.lora_rank) if settings.lora_rank else None,
         preference=settings,
     )
+    samples.trainer = trainer
     trainer.train(resume_from_checkpoint=newest_checkpoint(run.folder / "checkpoints"))
     margins = held_out_margins(trainer, held_out)
     save(trainer, run.folder / "model", settings)

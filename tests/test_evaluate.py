@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,23 @@ def test_win_rates_leave_no_file_in_site_packages() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real AlpacaEval annotations are not at hand")
 def test_win_rate_and_se_of_real_annotations_are_the_published_ones() -> None:
+    from alpaca_eval.metrics import get_winrate
+
     with next(SHARED.glob("leaderboard*.csv")).open() as file:
         published = {row[""]: row for row in csv.DictReader(file)}
-    files = sorted((SHARED / "annotations_full").rglob("*.json"))
-    checked = 0
-    for path in files:
-        rows = json.loads(path.read_text())
-        name = rows[0]["generator_2"]
-        if name in published:
-            usable = [r for r in rows if r["preference"] is not None]
-            from alpaca_eval.metrics import get_winrate
-
-            scores = get_winrate(usable)
-            assert scores["win_rate"] == pytest.approx(float(published[name]["win_rate"]), abs=1e-6)
-            assert scores["standard_error"] == pytest.approx(float(published[name]["standard_error"]), abs=1e-6)
-            checked += 1
-    assert checked >= 5
+    preferences: dict[str, list[float]] = defaultdict(list)
+    with (SHARED / "annotations_compact.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["preference"]:
+                preferences[row["model"]].append(float(row["preference"]))
+    both = sorted(set(preferences) & set(published))
+    assert len(both) >= 25
+    for model in both:
+        values = preferences[model]
+        rows = [{"preference": value} for value in values]
+        scores = get_winrate(rows)
+        assert scores["win_rate"] == pytest.approx(float(published[model]["win_rate"]), abs=1e-6)
+        assert scores["standard_error"] == pytest.approx(float(published[model]["standard_error"]), abs=1e-6)
 
 
 def test_the_official_prompt_has_its_places_to_fill() -> None:

@@ -131,9 +131,6 @@ def test_simpo_trainer_agrees_with_trls(tmp_path: Path) -> None:
     """trl.experimental.cpo with loss_type simpo and cpo_alpha 0, on the same ids and weights."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    ours = trainer_for("simpo", tmp_path)
-    batch = ours.data_collator(PAIRS)
-    loss = ours._compute_loss(ours.model, batch, False)
     config = CPOConfig(
         output_dir=str(tmp_path),
         loss_type="simpo",
@@ -144,10 +141,13 @@ def test_simpo_trainer_agrees_with_trls(tmp_path: Path) -> None:
         use_cpu=True,
         report_to="none",
     )
+    ours = trainer_for("simpo", tmp_path)
+    batch = ours.data_collator(PAIRS)
+    loss = ours._compute_loss(ours.model, batch, False)
     theirs = CPOTrainer.__new__(CPOTrainer)  # its loss needs these and nothing else
     theirs.beta, theirs.loss_type, theirs.simpo_gamma, theirs.label_smoothing = 10.0, "simpo", config.simpo_gamma, 0
     theirs.__dict__["accelerator"] = ours.accelerator
-    theirs.use_alpha_losses = False
+    theirs.alpha, theirs.cpo_alpha = 0.0, config.cpo_alpha
     sums, counts = by_hand(ours)
     mean = (sums / counts).float()
     losses = theirs.cpo_loss(mean[:2], mean[2:])[0]

@@ -13,10 +13,13 @@ Every instrument gives a margin, positive where the second answer is better. A n
 """
 
 import random
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sao_lib.chat import Message, fill
 from sao_lib.engines import Conversation, Engine
@@ -92,11 +95,11 @@ def _turn(content: str) -> Conversation:
 
 def official_prompt() -> list[Message]:
     """AlpacaEval 2's judge prompt as messages, read from the alpaca-eval package."""
-    import re
-
     from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
 
-    text = (EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "alpaca_eval_clf.txt").read_text()
+    name = "weighted_alpaca_eval_gpt4_turbo"
+    config = yaml.safe_load((EVALUATORS_CONFIG_DIR / name / "configs.yaml").read_text())[name]
+    text = (EVALUATORS_CONFIG_DIR / config["prompt_template"]).read_text()
     turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", text, re.DOTALL)
     return [{"role": role, "content": content} for role, content in turns if role != "assistant"]
 
