@@ -11,27 +11,27 @@ STAMP := .venv/.installed
 .DELETE_ON_ERROR:
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z%0-9-]+:.*## /{printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST) | sed 's/%/TABLE/'
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{sub(/%/, "TABLE", $$1); printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST) 
 	@echo
 	@echo "  PROFILE=cpu (default), gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
 	@echo "  TABLE is one of: $(patsubst params/experiments/%.yaml,%,$(wildcard params/experiments/*.yaml))."
 
-setup: $(STAMP)  ## Create .venv with pinned versions; 2 minutes, 5 GB of disk
+setup: $(STAMP)  ## Create .venv with pinned versions; cpu: 2 minutes, 5 GB of disk; gpu, paper: use environment.yml
 
 $(STAMP): requirements.lock pyproject.toml tools/install.sh tools/overrides.txt
 	@tools/install.sh
 	@touch $@
 
-doctor: $(STAMP)  ## What this machine has, what each profile needs, what is missing; seconds
+doctor: $(STAMP)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
 	@$(SAO) doctor
 
-reproduce-%: $(STAMP)  ## Run what is missing of a table and print it; cpu: see the README, gpu and paper: see make plan-TABLE
+reproduce-%: $(STAMP)  ## Run what is missing of a table and print it; cpu: under 20 minutes, gpu and paper: GPU days, not measured
 	@$(SAO) reproduce $* $(OPTIONS)
 
-plan-%: $(STAMP)  ## Show the runs of a table without starting one; seconds
+plan-%: $(STAMP)  ## Show the runs of a table without starting one; seconds on every profile
 	@$(SAO) plan $* $(OPTIONS)
 
-test: $(STAMP)  ## Lint, types, unit tests, every notebook, the main path at its smallest; cpu only
+test: $(STAMP)  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
 

@@ -60,7 +60,7 @@ def _papermill(run: Run) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(ENVIRONMENT)
-    os.environ["SAO_EXECUTED"] = "1"
+    os.environ["SAO_STARTED_BY"] = str(os.getpid())
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"

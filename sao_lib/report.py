@@ -176,7 +176,13 @@ def figure(rows: dict[str, dict[str, Any]], path: Path) -> Any:
     )  # fmt: skip
     axes.plot([r["paper_wr"] for r in rows.values()], at, "D", color=orange, fillstyle="none", label="paper, win rate")
     axes.axvline(50, color="0.4", lw=0.8, ls="--")
-    axes.set(yticks=at, yticklabels=labels, xlim=(0, 100), xlabel="Win rate (%); references differ, see the caption")
+    axes.set(
+        yticks=at,
+        yticklabels=labels,
+        ylim=(-0.6, len(rows) - 0.4),
+        xlim=(0, 100),
+        xlabel="Win rate (%); references differ, see the caption",
+    )
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2, frameon=False)
     picture.savefig(path, dpi=150)
     return picture

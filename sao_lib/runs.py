@@ -123,14 +123,15 @@ class Run:
 
     @classmethod
     def open(cls, spec_file: str | Path) -> "Run":
-        """The run whose spec.yaml (JSON inside) is `spec_file`."""
-        path = Path(spec_file)
-        if os.environ.get("SAO_EXECUTED"):
-            die_with_parent()
+        """The run whose spec.yaml (JSON inside) is `spec_file`, an absolute path or one from the repository's root."""
+        path = ROOT / spec_file
+        die_with_parent()
         try:
             return cls(json.loads(path.read_text()), path.parent)
-        except FileNotFoundError:
-            raise SaoError(f"{path} does not exist; start runs with make or `python -m sao_lib run`.") from None
+        except (FileNotFoundError, IsADirectoryError):
+            raise SaoError(
+                f"spec is '{spec_file}', which is no run's spec.yaml; set it to one under outputs/, or let make start the run."
+            ) from None
         except ValueError:
             raise SaoError(f"{path} is damaged; run `make reproduce-...` again to write it anew.") from None
 
@@ -189,11 +190,19 @@ def load(folder: Path) -> Run | None:
 
 
 def die_with_parent() -> None:
-    """Let the kernel kill this process when the one that started it is killed, so that no orphan goes on writing."""
-    if sys.platform == "linux":
+    """Let the system kill this process when the one that started it is killed, so that no orphan goes on writing.
+
+    Does nothing unless the environment's SAO_STARTED_BY names the process that started it.
+    """
+    starter = os.environ.get("SAO_STARTED_BY")
+    if starter and sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        try:
+            os.kill(int(starter), 0)
+        except ProcessLookupError:
+            os._exit(1)  # it was killed before we asked
 
 
 def peak_memory_gib() -> float:

@@ -92,6 +92,7 @@ class Train(Strict):
     held_out: int = Field(ge=0)
     samples: int = Field(default=4, ge=1)
     sample_tokens: int = Field(default=256, ge=8)
+    sample_every: int | None = Field(default=None, ge=1, description="steps; null: before and after only")
     processes: int = Field(ge=1)
     threads: int = Field(default=1, ge=1)
     deepspeed: str | None = None

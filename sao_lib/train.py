@@ -65,6 +65,7 @@ def launch(run: Run, settings: Train) -> None:
     command += ["-m", "sao_lib.trainer", str(run.folder)]
     environment = {
         **os.environ,
+        "SAO_STARTED_BY": str(os.getpid()),
         "OMP_NUM_THREADS": str(settings.threads),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",  # DeepSpeed calls ninja

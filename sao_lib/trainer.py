@@ -103,18 +103,15 @@ class Curves(TrainerCallback):
 
 
 class Samples(TrainerCallback):
-    """Answers a few fixed prompts greedily before, half-way through and after training, into samples.jsonl.
+    """Answers a few fixed prompts greedily before training, every `sample_every` steps and after, into samples.jsonl.
 
     Rows are {step, prompt, text, tokens}. A collapse shows here first: answers that shrink, swell or repeat.
     """
 
-    def __init__(self, folder: Path, prompts: list[list[int]], tokenizer: Any, max_tokens: int) -> None:
-        self.path, self.prompts, self.tokenizer, self.max_tokens = (
-            folder / "samples.jsonl",
-            prompts,
-            tokenizer,
-            max_tokens,
-        )
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], tokenizer: Any, settings: Train) -> None:
+        self.path, self.tokenizer = folder / "samples.jsonl", tokenizer
+        self.prompts = [row["prompt_ids"] for row in rows[: settings.samples]]
+        self.max_tokens, self.every = settings.sample_tokens, settings.sample_every
         self.trainer: PreferenceTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -124,7 +121,7 @@ class Samples(TrainerCallback):
             self.sample(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (state.max_steps // 2, state.max_steps):
+        if state.global_step == state.max_steps or (self.every and state.global_step % self.every == 0):
             self.sample(state.global_step)
 
     def sample(self, step: int) -> None:
@@ -234,9 +231,7 @@ def main(folder: str) -> None:
         [{c: row[c] for c in columns} for row in read_rows(run.folder / f"{name}.jsonl")]
         for name in ("train", "held_out")
     )
-    samples = Samples(
-        run.folder, [row["prompt_ids"] for row in rows[: settings.samples]], tokenizer, settings.sample_tokens
-    )
+    samples = Samples(run.folder, rows, tokenizer, settings)
     trainer = PreferenceTrainer(
         model,
         args=args,

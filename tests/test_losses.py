@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sao_lib.losses import dpo_loss, orpo_loss, simpo_loss
 from sao_lib.models import resolve
 from sao_lib.settings import Train
-from sao_lib.trainer import PreferenceTrainer, completion_logps
+from sao_lib.trainer import PreferenceTrainer, completion_logps, held_out_margins
 
 SMOL = "embedded/smollm2-135m-instruct"
 t = torch.tensor
@@ -159,6 +159,17 @@ def test_dpo_trainer_starts_at_log_2(tmp_path: Path) -> None:
     ours = trainer_for("dpo", tmp_path)
     batch = ours.data_collator([ours.train_dataset[i] for i in range(2)])
     assert ours._compute_loss(ours.model, batch, False).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["simpo", "dpo", "orpo"])
+def test_every_loss_trains(kind: str, tmp_path: Path) -> None:
+    """Two pairs seen again and again: the chosen side must come out ahead by more than before."""
+    trainer = trainer_for(kind, tmp_path, epochs=1)
+    before = held_out_margins(trainer, PAIRS)
+    trainer.args.num_train_epochs = 10
+    trainer.train()
+    after = held_out_margins(trainer, PAIRS)
+    assert all(b > a for a, b in zip(before, after, strict=True))
 
 
 def test_gradient_accumulation_does_not_change_training(tmp_path: Path) -> None:

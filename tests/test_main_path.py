@@ -110,7 +110,7 @@ def test_a_damaged_run_is_said_set_aside_and_done_again(outputs: Path) -> None:
         (["reproduce", "smoke", "--profile", "laptop"], "There is no profile 'laptop'"),
         (["reproduce", "smoke", "--set", "train.bets=1"], "Unknown parameter 'train.bets' in the command line"),
         (["reproduce", "smoke", "--set", "policy.model=./nowhere"], "The model folder ./nowhere does not exist"),
-        (["run", "outputs/nothing"], "spec.yaml does not exist"),
+        (["run", "outputs/nothing"], "no run's spec.yaml"),
     ],
 )
 def test_mistakes_are_one_sentence_without_a_traceback(words: list[str], said: str, tmp_path: Path) -> None:

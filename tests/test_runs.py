@@ -87,7 +87,7 @@ def test_identity_follows_content() -> None:
 
 
 def test_spec_that_is_missing_or_damaged_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SaoError, match="does not exist"):
+    with pytest.raises(SaoError, match="no run's spec.yaml"):
         runs.Run.open(tmp_path / "spec.yaml")
     (tmp_path / "spec.yaml").write_text("{")
     with pytest.raises(SaoError, match="damaged"):
