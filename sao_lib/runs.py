@@ -130,7 +130,7 @@ class Run:
             return cls(json.loads(path.read_text()), path.parent)
         except (FileNotFoundError, IsADirectoryError):
             raise SaoError(
-                f"spec is '{spec_file}', which is no run's spec.yaml; set it to one under outputs/, or let make start the run."
+                f"spec is '{spec_file}', which is no run's spec.yaml; set it to one under outputs/ or run make."
             ) from None
         except ValueError:
             raise SaoError(f"{path} is damaged; run `make reproduce-...` again to write it anew.") from None
