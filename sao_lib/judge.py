@@ -180,5 +180,10 @@ def audit(pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> dict[st
     }
 
 
+def as_asked(verdicts: Sequence[Verdict], orders: str) -> list[Verdict]:
+    """Verdicts asked in both orders, as a judge that is asked in one would have given them."""
+    return [v if orders == "both" or v["shown"] is None else {**v, "verdict": v["shown"]} for v in verdicts]
+
+
 def _mean(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -183,6 +183,6 @@ def figure(rows: dict[str, dict[str, Any]], path: Path) -> Any:
         xlim=(0, 100),
         xlabel="Win rate (%); references differ, see the caption",
     )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2, frameon=False)
+    picture.legend(loc="outside upper center", ncol=2, frameon=False)
     picture.savefig(path, dpi=150)
     return picture
