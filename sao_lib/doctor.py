@@ -17,7 +17,7 @@ NEED_DISK_GIB = {"cpu": 12, "gpu": 200, "paper": 1500}
 
 def doctor() -> None:
     """Print the machine, the pins against what is installed, and a line per profile with what is missing."""
-    gpus = _gpus()
+    gpus = gpus_here()
     free = shutil.disk_usage(ROOT).free / 2**30
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cards = ", ".join(gpus) or "none"
@@ -30,7 +30,8 @@ def doctor() -> None:
         print(f"profile   {file.stem}: {_ready(file.stem, len(gpus), free, memory)}")
 
 
-def _gpus() -> list[str]:
+def gpus_here() -> list[str]:
+    """Name and memory of every NVIDIA card, empty where there is none."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]

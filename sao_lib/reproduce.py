@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from sao_lib import plan as planning
+from sao_lib.doctor import gpus_here
 from sao_lib.errors import SaoError
 from sao_lib.execute import execute
 from sao_lib.plan import Plan
@@ -25,6 +26,7 @@ def reproduce(profile: str, experiment: str, assignments: list[str]) -> None:
     planning.write_specs(plan)
     missing = [run for run in plan.runs if not run.done]
     if missing:
+        _check_gpus(plan)
         planning.check(plan)
         _check_disk(missing)
         _snakemake(plan, len(missing))
@@ -61,6 +63,15 @@ def _available_gib() -> float:
         return 16.0
     line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
     return int(line.split()[1]) / 2**20
+
+
+def _check_gpus(plan: Plan) -> None:
+    need, here = plan.rows[0].settings.machine.gpus, len(gpus_here())
+    if here < need:
+        raise SaoError(
+            f"Profile {plan.profile} needs {need} GPU(s) and this machine has {here}; use a machine that has them or "
+            "PROFILE=cpu. `make doctor` says what is missing."
+        )
 
 
 def _check_disk(missing: list[planning.Planned]) -> None:

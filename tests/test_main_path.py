@@ -110,6 +110,7 @@ def test_a_damaged_run_is_said_set_aside_and_done_again(outputs: Path) -> None:
         (["reproduce", "smoke", "--profile", "laptop"], "There is no profile 'laptop'"),
         (["reproduce", "smoke", "--set", "train.bets=1"], "Unknown parameter 'train.bets' in the command line"),
         (["reproduce", "smoke", "--set", "policy.model=./nowhere"], "The model folder ./nowhere does not exist"),
+        (["reproduce", "smoke", "--profile", "paper", "--set", "machine.gpus=99"], "needs 99 GPU(s)"),
         (["run", "outputs/nothing"], "no run's spec.yaml"),
     ],
 )
