@@ -45,8 +45,11 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     time.sleep(5)  # into the next runs
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1)
-    alive = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
+    for _ in range(30):  # a trainer that is still importing notices when it has done so
+        alive = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
+        if not alive:
+            break
+        time.sleep(1)
     assert not alive, "a killed command leaves nothing behind that goes on writing"
     assert not (folder / "cpu" / "smoke" / "run.json").exists()
     finished = run(folder, "reproduce", "smoke")
