@@ -2,7 +2,8 @@
 
 TRL's DPOTrainer does the work (batches, optimiser, checkpoints, DeepSpeed). We give it our own token ids,
 because its tokenisation adds end-of-sequence tokens, and our own losses where TRL has none that is stable:
-SimPO and ORPO live in trl.experimental. The tests hold both against TRL's. It leans on private names of
+SimPO and ORPO live in trl.experimental. The tests hold SimPO against
+TRL's and ORPO against hand-computed values. It leans on private names of
 TRL 1.16 (`_prepare_dataset`, `_compute_loss`, `_metrics`), which is why TRL is pinned exactly.
 """
 
