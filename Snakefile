@@ -9,7 +9,7 @@ OUT = PLAN["outputs"]
 
 rule all:
     input:
-        f"{OUT}/{PLAN['runs'][-1]['folder']}/run.json",
+        [f"{OUT}/{folder}/run.json" for folder in PLAN["targets"]],
 
 
 for number, run in enumerate(PLAN["runs"], 1):

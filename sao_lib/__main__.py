@@ -12,12 +12,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     for name, text in (("reproduce", "run what is missing and print the table"), ("plan", "show the runs, start none")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("experiment")
+        command.add_argument("experiment", help="a table or figure, or all")
         command.add_argument("--profile", default="cpu")
         command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
     run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
     run.add_argument("folder", type=Path)
     run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
+    page = commands.add_parser("report", help="one HTML page with every finished table and figure")
+    page.add_argument("--profile", default="cpu")
     commands.add_parser("doctor", help="what this machine has and what each profile needs")
     return top
 
@@ -29,14 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
             from sao_lib.doctor import doctor
 
             doctor()
+        elif given.command == "report":
+            from sao_lib.report.page import write_page
+
+            write_page(given.profile)
         else:
             from sao_lib import reproduce
+            from sao_lib.plan import experiments as every_experiment
 
             if given.command == "run":
                 reproduce.run_one(given.folder, given.of)
             else:
                 action = reproduce.reproduce if given.command == "reproduce" else reproduce.show_plan
-                action(given.profile, given.experiment, given.assignments)
+                names = every_experiment() if given.experiment == "all" else [given.experiment]
+                action(given.profile, names, given.assignments)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

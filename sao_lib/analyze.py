@@ -2,12 +2,12 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sao_lib.errors import SaoError
 
-CLAIM = re.compile(r"([\w-]+)\.(\w+) > ([\w-]+)\.(\w+)")
+CLAIM = re.compile(r"(\S+)\.(\w+) > (\S+)\.(\w+)")
 RESAMPLES = 10_000
 SEED = 0
 
@@ -27,23 +27,27 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high), "p": p}
 
 
-def per_instruction(row: dict[str, Any], metric: str) -> list[float]:
+def per_instruction(annotations: Sequence[dict[str, Any]], metric: str) -> list[float]:
     """`wr`: 100 where the model won, 50 for a tie; `length`: characters of the answer."""
     if metric == "wr":
-        return [(a["preference"] - 1) * 100 for a in row["annotations"]]
+        return [(a["preference"] - 1) * 100 for a in annotations]
     if metric == "length":
-        return [float(len(a["output_2"])) for a in row["annotations"]]
+        return [float(len(a["output_2"])) for a in annotations]
     raise SaoError(f"A claim names the metric '{metric}'; there are: wr, length.")
 
 
-def claim_verdict(holds: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def claim_verdict(holds: str, rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """{verdict, mean, low, high, p} of a predicate `a.metric > b.metric` over the rows' shared instructions.
+
+    `rows` maps a row's name to its annotations; without any the verdict is "not run".
 
     supported: the whole interval is above zero; not supported: it is below; undecided: it holds zero.
     """
     found = CLAIM.fullmatch(holds)
     if not found or found[2] != found[4] or found[1] not in rows or found[3] not in rows:
         raise SaoError(f"The claim '{holds}' must read 'row.metric > row.metric' with rows of this table.")
+    if not rows[found[1]] or not rows[found[3]]:
+        return {"verdict": "not run", "mean": None, "low": None, "high": None, "p": None}
     test = paired(per_instruction(rows[found[1]], found[2]), per_instruction(rows[found[3]], found[4]))
     verdict = "supported" if test["low"] > 0 else "not supported" if test["high"] < 0 else "undecided"
     return {"verdict": verdict, **test}

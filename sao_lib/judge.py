@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from sao_lib.chat import Message, fill
-from sao_lib.engines import Conversation, Engine
+from sao_lib.chunks import in_chunks
+from sao_lib.engines import Conversation, Engine, seed_for
 from sao_lib.labelled import LabelledPair
-from sao_lib.progress import Progress
-from sao_lib.runs import Run, append_rows, resume_rows
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Judge, read_yaml
-from sao_lib.synthesize import seed_for
 
 VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)
 Pair = tuple[str, str, str]  # prompt, response 1, response 2
@@ -106,16 +105,11 @@ Ranker = Callable[[Sequence[dict[str, Any]]], list[Verdict]]
 
 def rank(run: Run, rows: list[dict[str, Any]], ranker: Ranker, chunk: int) -> list[dict[str, Any]]:
     """Write verdicts.jsonl, {id, shown, swapped, margin, verdict}, for rows of responses.jsonl."""
-    path = run.folder / "verdicts.jsonl"
-    done = resume_rows(path, chunk)
-    progress = Progress(run.folder, "verdicts", len(rows), len(done), "pairs")
-    for start in range(len(done), len(rows), chunk):
-        batch = rows[start : start + chunk]
-        new = [{"id": row["id"], **verdict} for row, verdict in zip(batch, ranker(batch), strict=True)]
-        append_rows(path, new)
-        done += new
-        progress.update(len(new))
-    return done
+
+    def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"id": row["id"], **verdict} for row, verdict in zip(part, ranker(part), strict=True)]
+
+    return in_chunks(run, "verdicts.jsonl", rows, make, chunk)
 
 
 def pairs_of(rows: Sequence[dict[str, Any]]) -> list[Pair]:

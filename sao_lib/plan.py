@@ -1,62 +1,28 @@
-"""Experiment + profile -> runs: what each needs, in an order in which they can be done.
-
-A run's identity is the hash of the parameters its stage uses, of the files those name and of the runs it
-reads, so that two rows, or two tables, that need the same run share it.
-"""
+"""Experiment + profile -> a plan: rows with their settings, the runs that they share, the table that reads them."""
 
 import json
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from sao_lib import models, settings
+from sao_lib import layers, models, settings, sources
+from sao_lib.chain import Chain, Planned, Row, models_of, spec_of
 from sao_lib.errors import SaoError
-from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest, load, write_atomic
-from sao_lib.settings import ROOT, Judge, Settings
+from sao_lib.runs import MANIFEST, digest, load, write_atomic
+from sao_lib.settings import PARAMS, Settings
 
-NOTEBOOKS = {
-    "synthesize": "01_synthesize",
-    "judge": "02_judge",
-    "train": "03_train",
-    "evaluate": "04_evaluate",
-    "ablate": "05_ablate",
-}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run to be: `folder` is relative to outputs/, `inputs` maps a role to another run's folder."""
-
-    folder: str
-    spec: dict[str, Any]
-
-    @property
-    def path(self) -> Path:
-        return OUTPUTS / self.folder
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        return dict(self.spec["inputs"])
-
-    @property
-    def done(self) -> bool:
-        return (self.path / MANIFEST).is_file()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of an experiment's table with the settings it runs under."""
-
-    name: str
-    label: str
-    settings: Settings
+ROW_KEYS = ("label", "use", "runs", "trained", "iterations", "published", "paper")
+SMOKE = "smoke"  # experiments so named exist for tests and stand in no paper
 
 
 @dataclass(frozen=True)
 class Plan:
+    """`runs` in an order in which they can be done, the table's own run last."""
+
     profile: str
     experiment: str
+    base: Settings
     rows: list[Row]
     runs: list[Planned]
 
@@ -65,123 +31,128 @@ class Plan:
         return self.runs[-1]
 
 
-def make(profile: str, experiment: str, assignments: list[str] | None = None) -> Plan:
-    """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters."""
-    rows = table_rows(profile, experiment, assignments or [])
+def make(profile: str, experiment: str, assignments: list[str] | None = None, verify: bool = False) -> Plan:
+    """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters.
+
+    With `verify` every row's models, keys and files are looked for, and a row that lacks one is skipped with the
+    reason; SaoError if no row is left.
+    """
+    base, rows = table_rows(profile, experiment, assignments or [])
+    return assemble(profile, experiment, base, rows, verify)
+
+
+def assemble(profile: str, experiment: str, base: Settings, rows: list[Row], verify: bool = False) -> Plan:
+    """The plan of rows that are already made."""
     found: dict[str, Planned] = {}
-    evaluated: list[dict[str, str]] = []
     inputs: dict[str, str] = {}
+    kept = []
     for row in rows:
-        chain = _chain(profile, row)
-        for run in chain.values():
-            found.setdefault(run.folder, run)
-        evaluated.append({"name": row.name, "label": row.label})
-        inputs |= {f"{row.name}/{stage}": chain[stage].folder for stage in ("judge", "train", "evaluate")}
-        inputs["reference"] = chain["reference"].folder
-        inputs["synthesize"] = chain["synthesize"].folder
-    params = {"experiment": experiment, "rows": evaluated}
-    spec = _spec(
-        profile, "ablate", experiment, params, inputs, [f"params/experiments/{experiment}.yaml", "params/paper.yaml"]
-    )
-    found[experiment] = Planned(f"{profile}/{experiment}", spec)
-    return Plan(profile, experiment, rows, list(found.values()))
+        try:
+            chain = Chain(profile, row, base).build()
+            if verify:
+                for run in chain.runs.values():
+                    _check(run)
+        except SaoError as reason:
+            row = replace(row, skipped=row.skipped or str(reason))
+        if not row.skipped:
+            found |= chain.runs
+            inputs |= {f"{row.name}/{role}": run.folder for role, run in chain.roles.items()}
+        kept.append(row)
+    if all(row.skipped for row in kept):
+        raise SaoError(str(kept[0].skipped))
+    table = _table(profile, experiment, base, kept, inputs)
+    return Plan(profile, experiment, base, kept, [*found.values(), table])
 
 
-def table_rows(profile: str, experiment: str, assignments: list[str]) -> list[Row]:
-    """The experiment's rows with merged, validated settings; stand-ins put in where the profile names them."""
-    base = settings.read_yaml(settings.profile_file(profile))
+def without(plan: Plan, failed: dict[str, str]) -> Plan:
+    """The plan with every row skipped that needs a run in `failed` (folder -> reason)."""
+    rows = []
+    for row in plan.rows:
+        needed = set() if row.skipped else set(Chain(plan.profile, row, plan.base).build().runs)
+        reason = next((why for folder, why in failed.items() if folder in needed), None)
+        rows.append(replace(row, skipped=reason) if reason else row)
+    return assemble(plan.profile, plan.experiment, plan.base, rows)
+
+
+def _table(profile: str, experiment: str, base: Settings, rows: list[Row], inputs: dict[str, str]) -> Planned:
+    content = [
+        {"name": r.name, "label": r.label, "published": r.published, "skipped": r.skipped,
+         "data": r.settings.train.data}
+        for r in rows
+    ]  # fmt: skip
+    params = {"experiment": experiment, "rows": content, "policy": base.policy.model}
+    files = [f"params/experiments/{experiment}.yaml", "params/paper.yaml"]
+    return Planned(f"{profile}/{experiment}", spec_of(profile, "ablate", experiment, params, inputs, list(files)))
+
+
+def experiments() -> list[str]:
+    """Every table and figure of the paper, in the paper's order, tables first."""
+    names = [p.stem for p in (PARAMS / "experiments").glob("*.yaml") if not p.stem.startswith(SMOKE)]
+    return sorted(names, key=lambda n: (not n.startswith("table"), int("".join(c for c in n if c.isdigit()) or 0)))
+
+
+def table_rows(profile: str, experiment: str, assignments: list[str]) -> tuple[Settings, list[Row]]:
+    """The experiment's settings before any row changes them, and its rows with validated settings.
+
+    Layers, later over earlier: profile, experiment, presets that the row uses, row, command line.
+    """
     body = settings.read_yaml(settings.experiment_file(experiment))
-    where = f"params/experiments/{experiment}.yaml"
-    line = ("the command line", settings.from_command_line(assignments))
-    layers = [(f"params/profiles/{profile}.yaml", base), (where, body.get("settings", {}).get(profile, {})), line]
-    common = settings.validate(layers)
+    where, file = f"params/experiments/{experiment}.yaml", f"params/profiles/{profile}.yaml"
+    line = ("the command line", layers.from_command_line(assignments))
+    common = [(file, settings.read_yaml(settings.profile_file(profile)))]
+    common.append((where, (body.get("settings") or {}).get(profile, {})))
+    base = layers.validate([*common, line])
     rows = []
     for name, row in body["rows"].items():
-        extra = {k: v for k, v in row.items() if k != "label"}
-        layer = (f"{where}, row {name}", extra)
-        label, stand_in = row["label"], common.stand_ins.get(extra.get("judge", {}).get("model") or "")
-        if stand_in and not (stand_in.unless_env and os.environ.get(stand_in.unless_env)):
-            layer = (f"{where}, row {name}, stand-in", {**extra, "judge": stand_in.judge})
-            label = f"{label} ({stand_in.label})"
-        rows.append(Row(name, label, settings.validate([*layers[:2], layer, line])))
-    return rows
+        used = [(f"{file}, preset {n}", *_preset(base, n, f"{where}, row {name}")) for n in row.get("use", [])]
+        own = {k: v for k, v in row.items() if k not in ROW_KEYS}
+        merged = layers.validate([*common, *((w, layer) for w, layer, _ in used), (f"{where}, row {name}", own), line])
+        stand_ins = [label for *_, label in used if label]
+        rows.append(
+            Row(
+                name,
+                row["label"] + (f" ({'; '.join(stand_ins)})" if stand_ins else ""),
+                merged,
+                tuple(row.get("runs", body.get("runs", ["evaluate"]))),
+                row.get("trained", True),
+                row.get("iterations", 1),
+                row.get("published"),
+            )
+        )
+    return base, rows
 
 
-def _chain(profile: str, row: Row) -> dict[str, Planned]:
-    """The runs of one row, from personas to scores."""
-    s = row.settings
-    policy, engine = s.policy.model_dump(), s.engine.model_dump()
-    synthesize = _planned(
-        profile, "synthesize", "policy",
-        {"seed": s.seed, "policy": policy, "engine": engine, "synthesize": s.synthesize.model_dump()},
-        {}, [s.synthesize.personas, s.synthesize.template, s.policy.chat_template],
-    )  # fmt: skip
-    judging = s.judge.model_dump()
-    needs_engine = s.judge.source == "llm"
-    judge = _planned(
-        profile, "judge", judge_name(s.judge),
-        {"seed": s.seed, "policy": policy if needs_engine else None, "judge": judging,
-         "engine": (judging["engine"] or engine) if needs_engine else None},
-        {"synthesize": synthesize.folder}, [s.judge.template, s.judge.chat_template] if needs_engine else [],
-    )  # fmt: skip
-    train = _planned(
-        profile, "train", f"{s.train.loss}-{judge_name(s.judge)}",
-        {"seed": s.seed, "policy": policy, "train": s.train.model_dump()}, {"judge": judge.folder}, [s.train.deepspeed],
-    )  # fmt: skip
-    params = {"seed": s.seed, "policy": policy, "engine": engine, "evaluate": s.evaluate.model_dump()}
-    files = [s.evaluate.instructions, s.policy.chat_template, "params/data/labelled_answers.jsonl"]
-    reference = _planned(profile, "evaluate", "untrained", params, {}, files)
-    evaluate = _planned(
-        profile,
-        "evaluate",
-        f"{s.train.loss}-{judge_name(s.judge)}",
-        params,
-        {"train": train.folder, "reference": reference.folder},
-        files,
-    )
-    return {"synthesize": synthesize, "reference": reference, "judge": judge, "train": train, "evaluate": evaluate}
+def _preset(base: Settings, name: str, where: str) -> tuple[dict[str, Any], str | None]:
+    preset = base.presets.get(name)
+    if preset is None:
+        known = ", ".join(sorted(base.presets)) or "none"
+        raise SaoError(f"{where} uses the preset '{name}', which this profile does not have; there are: {known}.")
+    if preset.unless_env and os.environ.get(preset.unless_env):
+        return preset.instead, None
+    return preset.settings, preset.label
 
 
-def judge_name(judge: Judge) -> str:
-    """A readable name of a feedback source, the same in every table: self-without-criterion-1, random, ..."""
-    name = judge.model.partition("@")[0].rsplit("/", 1)[-1].lower() if judge.model else "self"
-    if judge.source in ("random", "length"):
-        return judge.source
-    without = f"-without-criterion-{judge.without_criterion}" if judge.without_criterion else ""
-    order = "-one-order" if judge.source == "llm" and judge.reading == "logprob" and judge.orders == "one" else ""
-    return f"{name}{without}{order}"
-
-
-def _planned(
-    profile: str, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
-) -> Planned:
-    spec = _spec(profile, stage, name, params, inputs, files)
-    identity = {k: v for k, v in spec.items() if k not in ("name", "profile")}
-    return Planned(f"{profile}/{stage}/{name}-{digest(identity)[:8]}", spec)
-
-
-def _spec(
-    profile: str, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
-) -> dict[str, Any]:
-    local = sorted({f for f in files if f and not f.startswith("hub:")})
-    missing = next((f for f in local if not (ROOT / f).is_file()), None)
-    if missing:
-        raise SaoError(f"{missing}, named in the parameters of {stage} '{name}', does not exist.")
-    digests = {f: file_digest(ROOT / f) for f in local}
-    return {"stage": stage, "name": name, "profile": profile, "params": params, "inputs": inputs, "files": digests}
-
-
-def check(plan: Plan) -> None:
-    """Before anything expensive: can every model be had, is every key there? Raises SaoError if not."""
+def _check(run: Planned) -> None:
+    """Before anything expensive: can the run's models be had, are its keys and hub files there?"""
     from sao_lib.engines.openai_api import require_key
 
-    for row in plan.rows:
-        s = row.settings
-        needed = {s.policy.model, s.judge.model, s.evaluate.judge_model} - {None}
-        for model in sorted(str(m) for m in needed):
-            if model.startswith("openai/"):
-                require_key(f"Row '{row.name}' ({model})")
-            models.check(model)
+    for model in models_of(run):
+        if model.startswith("openai/"):
+            require_key(model)
+        _model_there(model)
+    for source in run.spec["files"]:
+        if source.startswith("hub:"):
+            _source_there(source)
+
+
+@cache
+def _model_there(model: str) -> None:
+    models.check(model)
+
+
+@cache
+def _source_there(source: str) -> None:
+    sources.check(source)
 
 
 def write_specs(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""`make reproduce-X`: plan, check, hand the graph to snakemake, print the table."""
+"""`make reproduce-X` and `make reproduce-all`: plan, check, hand the graph to snakemake, print the tables."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from sao_lib import layers, settings
 from sao_lib import plan as planning
 from sao_lib.doctor import gpus_here
 from sao_lib.errors import SaoError
@@ -17,21 +18,85 @@ from sao_lib.runs import MANIFEST, OUTPUTS, write_atomic
 from sao_lib.settings import ROOT, Machine
 
 SPARE_GIB = 1.0
-DISK_GIB = {"synthesize": 0.01, "judge": 0.01, "train": 1.0, "evaluate": 0.02, "ablate": 0.01}
+DISK_GIB = {"train": 0.6}  # of the embedded models; everything else is small
+SMALL_GIB = 0.01
 
 
-def reproduce(profile: str, experiment: str, assignments: list[str]) -> None:
-    """Run what is missing of an experiment and print its table; raises SaoError in one sentence."""
-    plan = planning.make(profile, experiment, assignments)
-    planning.write_specs(plan)
-    missing = [run for run in plan.runs if not run.done]
+def reproduce(profile: str, experiments: list[str], assignments: list[str]) -> None:
+    """Run what is missing of the experiments and print their tables; raises SaoError in one sentence.
+
+    A row that lacks a model, a key or a data set, or whose run fails, is left out and named; the rest is done.
+    """
+    _check_gpus(profile, assignments)
+    plans, impossible = _plans(profile, experiments, assignments)
+    missing = [run for run in _distinct(plans) if not run.done]
+    failed: dict[str, str] = {}
     if missing:
-        _check_gpus(plan)
-        planning.check(plan)
         _check_disk(missing)
-        _snakemake(plan, len(missing))
-    print((plan.table.path / f"{experiment}.md").read_text())
-    print(f"Table, figure and executed notebook: {_shown(plan.table.path)}/")
+        failed = _snakemake(profile, plans, missing)
+    if failed:  # the tables of rows that did finish
+        plans, more = _remaining(plans, failed)
+        impossible += more
+        missing = [run for run in _distinct(plans) if not run.done]
+        if missing:
+            _snakemake(profile, plans, missing)
+    for plan in plans:
+        if plan.table.done:
+            print((plan.table.path / f"{plan.experiment}.md").read_text())
+            print(f"Table, figure and executed notebook: {_shown(plan.table.path)}/\n")
+    _close(plans, impossible, failed)
+
+
+def _plans(profile: str, experiments: list[str], assignments: list[str]) -> tuple[list[Plan], list[str]]:
+    """Plans with their specs written, and a sentence for every experiment that cannot run at all."""
+    plans, impossible = [], []
+    for name in experiments:
+        try:
+            plan = planning.make(profile, name, assignments, verify=True)
+        except SaoError as reason:
+            if len(experiments) == 1:
+                raise
+            impossible.append(f"{name}: {reason}")
+            continue
+        planning.write_specs(plan)
+        plans.append(plan)
+    if not plans:
+        raise SaoError("Nothing can be run. " + impossible[0])
+    return plans, impossible
+
+
+def _remaining(plans: list[Plan], failed: dict[str, str]) -> tuple[list[Plan], list[str]]:
+    kept, impossible = [], []
+    for plan in plans:
+        try:
+            reduced = planning.without(plan, failed)
+        except SaoError as reason:
+            impossible.append(f"{plan.experiment}: {reason}")
+            continue
+        planning.write_specs(reduced)
+        kept.append(reduced)
+    return kept, impossible
+
+
+def _distinct(plans: list[Plan]) -> list[planning.Planned]:
+    """The runs of all plans, once each, in an order in which they can be done."""
+    return list({run.folder: run for plan in plans for run in plan.runs}.values())
+
+
+def _close(plans: list[Plan], impossible: list[str], failed: dict[str, str]) -> None:
+    """What was shared, what did not run; raises SaoError if a run failed or a table could not be made."""
+    asked, distinct = sum(len(plan.runs) for plan in plans), len(_distinct(plans))
+    if len(plans) > 1:
+        print(
+            f"{len(plans)} tables and figures ask for {asked} runs; {distinct} of them are distinct and ran once each."
+        )
+    for plan in plans:
+        for row in plan.rows:
+            if row.skipped:
+                print(f"Not run: {plan.experiment}, {row.label}: {row.skipped}")
+    if failed or impossible:
+        reasons = "\n".join([*failed.values(), *impossible])
+        raise SaoError(f"{len(failed) + len(impossible)} failure(s); everything finished is kept.\n{reasons}")
 
 
 def jobs_at_once(machine: Machine) -> tuple[int, str]:
@@ -65,17 +130,19 @@ def _available_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def _check_gpus(plan: Plan) -> None:
-    need, here = plan.rows[0].settings.machine.gpus, len(gpus_here())
+def _check_gpus(profile: str, assignments: list[str]) -> None:
+    given = [(f"params/profiles/{profile}.yaml", settings.read_yaml(settings.profile_file(profile)))]
+    given.append(("the command line", layers.from_command_line(assignments)))
+    need, here = layers.validate(given).machine.gpus, len(gpus_here())
     if here < need:
         raise SaoError(
-            f"Profile {plan.profile} needs {need} GPU(s) and this machine has {here}; use a machine that has them or "
+            f"Profile {profile} needs {need} GPU(s) and this machine has {here}; use a machine that has them or "
             "PROFILE=cpu. `make doctor` says what is missing."
         )
 
 
 def _check_disk(missing: list[planning.Planned]) -> None:
-    need = sum(DISK_GIB[run.spec["stage"]] for run in missing)
+    need = sum(DISK_GIB.get(run.spec["stage"], SMALL_GIB) for run in missing)
     stat = os.statvfs(OUTPUTS if OUTPUTS.exists() else ROOT)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:
@@ -84,25 +151,38 @@ def _check_disk(missing: list[planning.Planned]) -> None:
         )
 
 
-def _snakemake(plan: Plan, missing: int) -> None:
-    machine = plan.rows[0].settings.machine
+def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned]) -> dict[str, str]:
+    """Hand the graph to snakemake; returns the runs that failed, {folder: reason}."""
+    machine = plans[0].base.machine
     jobs, why = jobs_at_once(machine)
-    print(f"{plan.experiment} on {plan.profile}: {missing} of {len(plan.runs)} runs to do, {jobs} at once ({why}).")
-    runs = [{"folder": r.folder, "inputs": sorted(set(r.inputs.values()))} for r in plan.runs]
-    content = {"outputs": str(OUTPUTS), "python": sys.executable, "machine": machine.model_dump(), "runs": runs}
-    file = plan.table.path / "plan.json"
-    write_atomic(file, json.dumps({**content, "experiment": f"{plan.profile}/{plan.experiment}"}, indent=1))
+    name = plans[0].experiment if len(plans) == 1 else "all"
+    total = _distinct(plans)
+    print(f"{name} on {profile}: {len(missing)} of {len(total)} runs to do, {jobs} at once ({why}).", flush=True)
+    content = {
+        "outputs": str(OUTPUTS),
+        "python": sys.executable,
+        "machine": machine.model_dump(),
+        "experiment": f"{profile}/{name}",
+        "targets": [plan.table.folder for plan in plans],
+        "runs": [{"folder": r.folder, "inputs": sorted(set(r.inputs.values()))} for r in total],
+    }
+    file = OUTPUTS / profile / name / "plan.json"
+    write_atomic(file, json.dumps(content, indent=1))
     # A finished run is one with a manifest, whatever snakemake remembers: hence no locks, no metadata.
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--config", f"plan={file}"]
     command += ["--cores", str(jobs), "--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"]
     command += ["--rerun-triggers", "mtime", "--quiet", "all", "--directory", str(ROOT)]
     done = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        failed = [r for r in plan.runs if not r.done and (r.path / "error.txt").exists()]
-        if not failed:
-            raise SaoError(f"snakemake stopped: {done.stderr.strip()[-500:]}")
-        reasons = "\n".join((r.path / "error.txt").read_text().strip() for r in failed)
-        raise SaoError(f"{len(failed)} run(s) did not finish; everything finished is kept.\n{reasons}")
+    if not done.returncode:
+        return {}
+    failed = {
+        r.folder: (r.path / "error.txt").read_text().strip()
+        for r in missing
+        if not r.done and (r.path / "error.txt").exists()
+    }
+    if not failed:
+        raise SaoError(f"snakemake stopped: {done.stderr.strip()[-500:]}")
+    return failed
 
 
 def run_one(folder: Path, of: str) -> None:
@@ -131,15 +211,17 @@ def _left(folders: list[Path], done: list[Path], plan_file: Path) -> str:
     return f", {clock((time.time() - since) / len(fresh) * (len(folders) - len(done)))} left"
 
 
-def show_plan(profile: str, experiment: str, assignments: list[str]) -> None:
-    """Print the runs of an experiment without starting one."""
-    plan = planning.make(profile, experiment, assignments)
-    done = sum(run.done for run in plan.runs)
-    print(f"{experiment} on {profile}: {len(plan.runs)} runs, {done} done")
-    for run in plan.runs:
+def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> None:
+    """Print the runs of experiments without starting one."""
+    plans = [planning.make(profile, name, assignments) for name in experiments]
+    runs = _distinct(plans)
+    print(f"{', '.join(experiments)} on {profile}: {len(runs)} runs, {sum(run.done for run in runs)} done")
+    for run in runs:
         print(f"  {'done' if run.done else 'to do':5}  {run.folder}")
-    s = plan.rows[0].settings
-    print(f"{len(plan.rows)} rows; policy {s.policy.model}; {s.synthesize.n} personas")
+    if len(plans) > 1:
+        print(f"The tables ask for {sum(len(plan.runs) for plan in plans)} runs; these {len(runs)} are distinct.")
+    base = plans[0].base
+    print(f"{sum(len(p.rows) for p in plans)} rows; policy {base.policy.model}; {base.synthesize.n} personas")
 
 
 def _shown(path: Path) -> str:

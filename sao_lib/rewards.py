@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from sao_lib.models import known, resolve
 from sao_lib.progress import quiet
 
+RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
+
 
 class RewardModel(Protocol):
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -31,13 +33,12 @@ class Relevance:
             self.model: Any = SentenceTransformer(str(folder), device="cpu")
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        import numpy as np
+        x, y = self.vectors(prompts), self.vectors(responses)
+        return [float(s) for s in (x * y).sum(axis=1)]
 
-        x, y = (
-            self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-            for texts in (prompts, responses)
-        )
-        return [float(s) for s in np.sum(x * y, axis=1)]
+    def vectors(self, texts: Sequence[str]) -> Any:
+        """[texts, dimensions], each row of length one."""
+        return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
 
 class SequenceClassifier:

@@ -143,6 +143,13 @@ class Run:
         return found
 
     @property
+    def policy_model(self) -> str:
+        """The model this run is about: the folder its `policy` input trained, else the policy's name."""
+        if "policy" in self.spec["inputs"]:
+            return str(self.input("policy").folder / "model")
+        return str(self.params["policy"]["model"])
+
+    @property
     def results(self) -> dict[str, Any]:
         """The results in the manifest."""
         return dict(json.loads((self.folder / MANIFEST).read_text())["results"])

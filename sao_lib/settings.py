@@ -1,14 +1,13 @@
-"""Typed, strict parameters: load, merge, validate, explain.
+"""What parameters there are, typed and strict, and where their files lie.
 
-Layers are merged profile <- experiment <- row <- command line, then validated as a whole before
-anything is loaded. Nothing of ours is imported here except the error class.
+Nothing of ours is imported here except the error class. `layers` merges and validates them.
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sao_lib.errors import SaoError
 
@@ -46,8 +45,14 @@ class Engine(Strict):
 
 
 class Synthesize(Strict):
+    """`generator: null` is the policy itself; another model answers the policy's prompts (SAO table 8)."""
+
+    source: Literal["persona", "random", "dataset"] = "persona"
     personas: str
+    dataset: str = Field(description="prompts of an external preference set, for source `dataset`")
     n: int = Field(ge=2)
+    pairs: int | None = Field(default=None, ge=2, description="usable prompts that are answered; null: all")
+    generator: Policy | None = None
     template: str
     temperature: float = Field(ge=0)
     max_prompt_tokens: int = Field(ge=8)
@@ -79,6 +84,8 @@ class Judge(Strict):
 
 
 class Train(Strict):
+    data: str | None = Field(default=None, description="an external preference set instead of a judge's")
+    pairs: int | None = Field(default=None, ge=1, description="size of the training set; null: all there are")
     loss: Literal["simpo", "dpo", "orpo"]
     beta: float = Field(gt=0)
     gamma: float = Field(default=0, ge=0)
@@ -121,23 +128,97 @@ class Train(Strict):
 class Evaluate(Strict):
     instructions: str
     n: int = Field(ge=4)
-    reference: str = "policy"
+    reference: str = Field(description="generator of the answers in the instruction file")
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=8)
     judge_model: str | None = None
     judge_engine: Engine | None = None
+    judge_template: str | None = Field(default=None, description="chat template of judge_model")
     judges: list[str] = Field(min_length=1)
+    verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
     length_term: Literal["alpaca_eval", "length_only"]
     chunk: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _weighted(self) -> "Evaluate":
+        if self.verdict == "weighted" and self.judges != ["alpaca_eval"]:
+            raise ValueError("verdict: weighted needs judges: [alpaca_eval], whose margins are log-odds")
+        return self
 
-class StandIn(Strict):
-    """What runs in place of a model this profile cannot have, and what the row is then called."""
 
-    label: str
+class ChatBenchmarks(Strict):
+    """MT-Bench and Arena-Hard, judged by the evaluation judge (SAO table 2)."""
+
+    mt_bench: str
+    mt_bench_n: int = Field(ge=1)
+    mt_bench_template: str = "params/templates/mt_bench.yaml"
+    arena_hard: str
+    arena_hard_n: int = Field(ge=1)
+    arena_baseline: str | None = Field(default=None, description="file of baseline answers; null: in the questions")
+    arena_hard_template: str = "params/templates/arena_hard.yaml"
+    reading: Literal["text", "logprob"] = "text"
+    max_tokens: int = Field(ge=8)
+
+
+class Leaderboard(Strict):
+    """Open LLM Leaderboard v1 by lm-eval (SAO table 3). `data: null` is the official sets from the hub."""
+
+    data: str | None
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(ge=1)
+    max_gen_toks: int = Field(ge=8)
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    threads: int = Field(default=1, ge=1)
+
+
+class Math(Strict):
+    """MATH-500 (SAO table 11)."""
+
+    problems: str
+    n: int = Field(ge=1)
+    template: str = "params/templates/math.yaml"
+    max_tokens: int = Field(ge=8)
+    temperature: float = Field(ge=0)
+
+
+class Rating(Strict):
+    """Five 0-10 ratings of the responses that each source selected (SAO table 7)."""
+
+    n: int = Field(ge=1)
+    model: str | None = None
+    engine: Engine | None = None
+    template: str = "params/templates/rating.yaml"
+    reading: Literal["text", "logprob"] = "text"
+
+
+class Logits(Strict):
+    """Distribution of logits over responses (SAO figure 4). `softcap`: Gemma-2's, logits before or after it."""
+
+    chat: str
+    math: str
+    prompts: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    softcap: Literal["before", "after"]
+    low: float
+    high: float
+    bins: int = Field(ge=2)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    threads: int = Field(default=1, ge=1)
+
+
+class Preset(Strict):
+    """What rows of experiments ask for by name and each profile gives in its own way.
+
+    `label` names the stand-in where the profile cannot have the paper's. With the variable `unless_env` in the
+    environment the paper's own is possible: `instead` holds, unlabelled.
+    """
+
+    label: str | None = None
+    settings: dict[str, Any]
     unless_env: str | None = None
-    judge: dict[str, Any]
+    instead: dict[str, Any] = {}
 
 
 class Settings(Strict):
@@ -149,7 +230,12 @@ class Settings(Strict):
     judge: Judge
     train: Train
     evaluate: Evaluate
-    stand_ins: dict[str, StandIn] = {}
+    chat_benchmarks: ChatBenchmarks
+    leaderboard: Leaderboard
+    math500: Math
+    rating: Rating
+    logits: Logits
+    presets: dict[str, Preset] = {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -185,76 +271,3 @@ def _named(kind: str, folder: Path, name: str) -> Path:
 
 def _shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on top, mappings merged key by key."""
-    out = dict(base)
-    for key, value in over.items():
-        old = out.get(key)
-        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return out
-
-
-def from_command_line(assignments: list[str]) -> dict[str, Any]:
-    """['train.beta=2', 'seed=7'] as a nested mapping; values are read as YAML (1e-6 is a number)."""
-    out: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise SaoError(f"'{text}' on the command line is not of the form key.subkey=value.")
-        try:
-            loaded = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise SaoError(f"The value of '{key}' on the command line is not valid YAML: {value}") from None
-        for part in reversed(key.split(".")):
-            loaded = {part: loaded}
-        out = merge(out, loaded)
-    return out
-
-
-def validate(layers: list[tuple[str, dict[str, Any]]]) -> Settings:
-    """Merge named layers in order and validate; raises SaoError naming layer, key and expectation."""
-    merged: dict[str, Any] = {}
-    for _, layer in layers:
-        merged = merge(merged, layer)
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as error:
-        raise SaoError(_explain(error, layers)) from None
-
-
-def _explain(error: ValidationError, layers: list[tuple[str, dict[str, Any]]]) -> str:
-    first = error.errors()[0]
-    loc = tuple(str(part) for part in first["loc"])
-    where = next((name for name, layer in reversed(layers) if _has(layer, loc)), layers[0][0])
-    key = ".".join(loc)
-    if first["type"] == "extra_forbidden":
-        near = ", ".join(sorted(_siblings(loc)))
-        return f"Unknown parameter '{key}' in {where}; known here: {near}."
-    if first["type"] == "missing":
-        return f"Parameter '{key}' is missing in {where}."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"Impossible combination in {where}, {key}: {message}."
-    return f"Parameter '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
-
-
-def _has(layer: Any, loc: tuple[str, ...]) -> bool:
-    for part in loc:
-        if not isinstance(layer, dict) or part not in layer:
-            return False
-        layer = layer[part]
-    return True
-
-
-def _siblings(loc: tuple[str, ...]) -> list[str]:
-    model: Any = Settings
-    for part in loc[:-1]:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        options = getattr(inner, "__args__", (inner,))
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)

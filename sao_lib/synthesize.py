@@ -1,27 +1,25 @@
-"""Stage 1: personas -> one prompt each (SAO 3.1, eq. 1), then two responses per prompt (3.2, eq. 2)."""
+"""Stage 1: personas -> one prompt each (SAO 3.1, eq. 1), then two responses per prompt (3.2, eq. 2).
 
-import hashlib
-import json
+Table 5's other prompt sources go the same way.
+"""
+
 import random
 import re
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from sao_lib.chat import Message, fill
-from sao_lib.engines import Conversation, Engine
+from sao_lib.chunks import in_chunks
+from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.errors import SaoError
-from sao_lib.progress import Progress
-from sao_lib.runs import Run, append_rows, read_rows, resume_rows
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, Synthesize, read_yaml
+from sao_lib.sources import load_rows
 
 MARK = "User prompt:"
 ROLE_SLIPS = ("how can i help", "how can i assist", "i'm ready to help", "please provide", "as an ai")
 META = ("guess a prompt", "the persona", "user prompt")
-
-
-def seed_for(run_seed: int, row: str, sample: int = 0) -> int:
-    """A seed that depends on the row and not on its place in a batch."""
-    return int(hashlib.sha256(f"{run_seed}/{row}/{sample}".encode()).hexdigest()[:8], 16) % 2**31
 
 
 def load_personas(source: str, n: int, seed: int) -> list[dict[str, str]]:
@@ -30,32 +28,47 @@ def load_personas(source: str, n: int, seed: int) -> list[dict[str, str]]:
     `source` is a JSONL file of the suite or `hub:dataset@revision/file` (PersonaHub). Raises SaoError when it
     is missing, has an unreadable row, or has fewer than `n`.
     """
-    path = _hub_file(source.removeprefix("hub:")) if source.startswith("hub:") else ROOT / source
     rows = [
         {"id": str(row.get("id", f"p{number:06d}")), "persona": str(row["persona"])}
-        for number, row in enumerate(read_rows(path), 1)
+        for number, row in enumerate(load_rows(source), 1)
         if row.get("persona")
     ]
+    return _draw(rows, n, seed, source)
+
+
+def load_dataset_prompts(source: str, n: int, seed: int) -> list[dict[str, str]]:
+    """`n` prompts of a preference data set (a `prompt` in every row), drawn without replacement: {id, prompt}."""
+    rows = [
+        {"id": str(row.get("prompt_id", f"d{number:06d}"))[:16], "prompt": " ".join(str(row["prompt"]).split())}
+        for number, row in enumerate(load_rows(source), 1)
+        if row.get("prompt")
+    ]
+    return _draw(rows, n, seed, source)
+
+
+def _draw(rows: list[dict[str, str]], n: int, seed: int, source: str) -> list[dict[str, str]]:
     if len(rows) < n:
-        raise SaoError(f"{source} has {len(rows)} personas, fewer than synthesize.n = {n}; lower n or add personas.")
+        raise SaoError(f"{source} has {len(rows)} usable rows, fewer than synthesize.n = {n}; lower n or add rows.")
     return random.Random(seed).sample(rows, n)
 
 
-def _hub_file(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)@(\w+)/(.+)", source)
-    if not found:
-        raise SaoError(f"'hub:{source}' is not of the form hub:org/dataset@revision/file.jsonl.")
-    try:
-        return Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=found[2]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise SaoError(f"Personas {source} cannot be fetched from the hub: {reason}") from None
+def asked(settings: Synthesize, seed: int) -> list[dict[str, Any]]:
+    """What each prompt is made from, rows {id, persona, prompt}: a persona, nothing (source `random`), or a
+    prompt taken as it is from a data set (SAO table 5)."""
+    empty = {"persona": None, "prompt": None}
+    if settings.source == "persona":
+        return [{**empty, **row} for row in load_personas(settings.personas, settings.n, seed)]
+    if settings.source == "random":
+        return [{**empty, "id": f"r{number:06d}"} for number in range(settings.n)]
+    return [{**empty, **row} for row in load_dataset_prompts(settings.dataset, settings.n, seed)]
 
 
-def persona_request(template: dict[str, Any], persona: str) -> Conversation:
-    """The persona instruction (SAO figure 5, top) for one persona, with the template's examples if any."""
+def persona_request(template: dict[str, Any], persona: str | None) -> Conversation:
+    """The persona instruction (SAO figure 5, top) for one persona, with the template's examples if any.
+
+    A template without a persona (source `random`) is filled with nothing.
+    """
+    persona = persona or ""
     messages: list[Message] = []
     for example in template["examples"]:
         messages.append({"role": "user", "content": fill(template["user"], {"persona": example["persona"]})})
@@ -93,68 +106,73 @@ def repeated_ngrams(words: list[str], n: int = 6) -> float:
 
 def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> list[dict[str, Any]]:
     """Write prompts.jsonl: {id, persona, prompt, reason}; reason is null where the prompt is usable."""
-    path = run.folder / "prompts.jsonl"
     template = read_yaml(ROOT / settings.template)
-    personas = load_personas(settings.personas, settings.n, seed)
-    rows = resume_rows(path, settings.chunk)
-    progress = Progress(run.folder, "prompts", len(personas), len(rows))
-    for start in range(len(rows), len(personas), settings.chunk):
-        batch = personas[start : start + settings.chunk]
-        requests = [persona_request(template, p["persona"]) for p in batch]
-        seeds = [seed_for(seed, p["id"]) for p in batch]
+
+    def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if settings.source == "dataset":
+            return [{**row, "reason": None} for row in part]
+        requests = [persona_request(template, row["persona"]) for row in part]
+        seeds = [seed_for(seed, row["id"]) for row in part]
         out = engine.generate(requests, settings.max_prompt_tokens, settings.temperature, seeds)
-        new = []
-        for persona, request, completion in zip(batch, requests, out, strict=True):
-            prompt = prompt_from(request.prefill + completion.text)
-            new.append({**persona, "prompt": prompt, "reason": reject_reason(prompt, completion.finished)})
-        append_rows(path, new)
-        rows += new
-        progress.update(len(new))
-    return rows
+        prompts = [prompt_from(r.prefill + c.text) for r, c in zip(requests, out, strict=True)]
+        return [
+            {**row, "prompt": prompt, "reason": reject_reason(prompt, completion.finished)}
+            for row, prompt, completion in zip(part, prompts, out, strict=True)
+        ]
 
-
-def user_turn(policy: Policy, prompt: str) -> Conversation:
-    """A prompt as the policy sees it, with its system message if it has one."""
-    system: list[Message] = [{"role": "system", "content": policy.system}] if policy.system else []
-    return Conversation((*system, {"role": "user", "content": prompt}))
+    return in_chunks(run, "prompts.jsonl", asked(settings, seed), make, settings.chunk)
 
 
 def make_responses(
     run: Run, engine: Engine, settings: Synthesize, policy: Policy, prompts: list[dict[str, Any]], seed: int
 ) -> list[dict[str, Any]]:
-    """Write responses.jsonl: {id, prompt, responses: [{text, finished, tokens}] * 2} for the usable prompts."""
-    path = run.folder / "responses.jsonl"
-    usable = [row for row in prompts if row["reason"] is None]
-    rows = resume_rows(path, settings.chunk)
-    progress = Progress(run.folder, "response pairs", len(usable), len(rows), "pairs")
-    for start in range(len(rows), len(usable), settings.chunk):
-        batch = usable[start : start + settings.chunk]
-        requests = [user_turn(policy, row["prompt"]) for row in batch for _ in range(2)]
-        seeds = [seed_for(seed, row["id"], sample) for row in batch for sample in (1, 2)]
+    """Write responses.jsonl: {id, prompt, responses: [{text, finished, tokens}] * 2} for the first usable prompts.
+
+    `settings.pairs` says for how many; null: for all.
+    """
+    usable = [row for row in prompts if row["reason"] is None][: settings.pairs]
+
+    def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        requests = [user_turn(policy, row["prompt"]) for row in part for _ in range(2)]
+        seeds = [seed_for(seed, row["id"], sample) for row in part for sample in (1, 2)]
         out = engine.generate(requests, settings.max_response_tokens, settings.temperature, seeds)
         parts = [{"text": c.text.strip(), "finished": c.finished, "tokens": c.tokens_out} for c in out]
-        new = [
+        return [
             {"id": row["id"], "prompt": row["prompt"], "responses": parts[2 * i : 2 * i + 2]}
-            for i, row in enumerate(batch)
+            for i, row in enumerate(part)
         ]
-        append_rows(path, new)
-        rows += new
-        progress.update(len(new))
-    return rows
+
+    return in_chunks(run, "responses.jsonl", usable, make, settings.chunk)
+
+
+def normal(prompt: str) -> str:
+    """A prompt lower-cased, with single spaces: what "the same prompt" means here."""
+    return " ".join(prompt.lower().split())
 
 
 def repetition(prompts: list[str]) -> float:
-    """Share of prompts that repeat an earlier one exactly after lower-casing and collapsing spaces."""
-    seen = {" ".join(p.lower().split()) for p in prompts}
+    """Share of prompts that repeat an earlier one exactly after normalisation (SAO table 5)."""
+    seen = {normal(p) for p in prompts}
     return 1 - len(seen) / len(prompts) if prompts else 0.0
 
 
-def load_json_list(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects; raises SaoError when the file is missing or is something else."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SaoError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(loaded, list):
-        raise SaoError(f"{path} must hold a JSON list.")
-    return loaded
+def near_duplicates(prompts: list[str], threshold: float = 0.8) -> float:
+    """Share of prompts whose set of words overlaps with an earlier one's by a Jaccard index of `threshold` or more.
+
+    Ours: table 12's five prompts differ in single words, so exact repetition misses them. Quadratic in the
+    number of prompts; the first 2000 are compared.
+    """
+    seen: list[frozenset[str]] = []
+    repeats = 0
+    for prompt in prompts[:2000]:
+        words = frozenset(re.findall(r"\w+", prompt.lower()))
+        repeats += any(len(words & other) >= threshold * len(words | other) for other in seen)
+        seen.append(words)
+    return repeats / len(seen) if seen else 0.0
+
+
+def most_repeated(prompts: list[str], k: int = 5) -> list[tuple[str, int]]:
+    """The k most frequent prompts after normalisation with their counts (SAO table 12), as first spelt."""
+    first: dict[str, str] = {}
+    counts = Counter(first.setdefault(normal(p), p) for p in prompts)
+    return counts.most_common(k)

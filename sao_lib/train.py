@@ -11,14 +11,36 @@ import sys
 from typing import Any
 
 from sao_lib.chat import Chat
-from sao_lib.engines import Conversation
+from sao_lib.engines import Conversation, user_turn
 from sao_lib.errors import SaoError
 from sao_lib.models import resolve
 from sao_lib.runs import Run, die_with_parent, read_rows, write_atomic
 from sao_lib.settings import ROOT, Policy, Train
-from sao_lib.synthesize import user_turn
+from sao_lib.sources import load_rows
 
 TRAINER_LOG = "trainer.log"
+
+
+def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
+    """TRL's preference rows: the judge's, or an external set's (UltraFeedback's format: `prompt` is text).
+
+    Raises SaoError when an external row lacks one of prompt, chosen and rejected.
+    """
+    if settings.data is None:
+        return run.input("judge").rows("preferences.jsonl")
+    rows = []
+    for number, row in enumerate(load_rows(settings.data), 1):
+        if not all(row.get(key) for key in ("prompt", "chosen", "rejected")):
+            raise SaoError(f"{settings.data}, row {number}, lacks one of prompt, chosen and rejected.")
+        rows.append(
+            {
+                "id": str(row.get("prompt_id", number))[:16],
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                **{side: [row[side][-1]] for side in ("chosen", "rejected")},
+                **{f"{side}_finished": True for side in ("chosen", "rejected")},
+            }
+        )
+    return rows
 
 
 def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Policy) -> dict[str, Any]:
@@ -49,9 +71,10 @@ def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Polic
             f"{settings.global_batch}; raise synthesize.n or lower train.global_batch ({run.folder.name})."
         )
     cut = len(kept) - settings.held_out
-    for name, part in (("train", kept[:cut]), ("held_out", kept[cut:])):
+    train = kept[:cut][: settings.pairs]
+    for name, part in (("train", train), ("held_out", kept[cut:])):
         write_atomic(run.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
-    return {"train": cut, "held_out": settings.held_out, "dropped": dropped}
+    return {"train": len(train), "held_out": settings.held_out, "dropped": dropped}
 
 
 def launch(run: Run, settings: Train) -> None:

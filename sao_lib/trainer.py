@@ -223,7 +223,7 @@ def main(folder: str) -> None:
     run = Run.open(Path(folder) / "spec.yaml")
     settings, seed = Train.model_validate(run.params["train"]), run.params["seed"]
     args = arguments(run, settings, seed)
-    source = resolve(run.params["policy"]["model"])
+    source = resolve(run.policy_model)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=settings.attention)
     model.config.use_cache = False

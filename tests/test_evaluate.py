@@ -1,9 +1,6 @@
-"""Win rates by alpaca-eval, against hand-computed values and against real annotations where they are at hand."""
+"""Win rates by alpaca-eval against hand-computed values; test_length_control.py holds the real annotations."""
 
-import csv
 import json
-import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,6 @@ from sao_lib.evaluate import alpaca_eval
 from sao_lib.evaluate.instruments import calibrate, combine, official_prompt, simple_parts
 from sao_lib.labelled import labelled_pairs
 from sao_lib.settings import ROOT, Settings
-
-SHARED = Path(os.environ.get("SAO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "alpaca_eval"
 
 
 def annotation(preference: float, first: str = "aaaa", second: str = "bb", number: int = 0) -> dict[str, Any]:
@@ -55,27 +50,6 @@ def test_win_rates_leave_no_file_in_site_packages() -> None:
     assert sorted(p.name for p in folder.rglob("*.csv")) == before
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real AlpacaEval annotations are not at hand")
-def test_win_rate_and_se_of_real_annotations_are_the_published_ones() -> None:
-    from alpaca_eval.metrics import get_winrate
-
-    with next(SHARED.glob("leaderboard*.csv")).open() as file:
-        published = {row[""]: row for row in csv.DictReader(file)}
-    preferences: dict[str, list[float]] = defaultdict(list)
-    with (SHARED / "annotations_compact.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["preference"]:
-                preferences[row["model"]].append(float(row["preference"]))
-    both = sorted(set(preferences) & set(published))
-    assert len(both) >= 25
-    for model in both:
-        values = preferences[model]
-        rows = [{"preference": value} for value in values]
-        scores = get_winrate(rows)
-        assert scores["win_rate"] == pytest.approx(float(published[model]["win_rate"]), abs=1e-6)
-        assert scores["standard_error"] == pytest.approx(float(published[model]["standard_error"]), abs=1e-6)
-
-
 def test_the_official_prompt_has_its_places_to_fill() -> None:
     text = "".join(m["content"] for m in official_prompt())
     assert all(place in text for place in ("{instruction}", "{output_1}", "{output_2}"))
@@ -108,19 +82,37 @@ def test_composite_instruments_add_scaled_margins() -> None:
 def test_chat_set_is_in_alpaca_evals_format() -> None:
     rows = json.loads((ROOT / "params" / "data" / "chat.json").read_text())
     assert len(rows) >= 64
-    assert all(set(row) == {"instruction", "dataset"} for row in rows)
+    assert all(list(row) == ["instruction", "output", "generator", "dataset"] for row in rows)
+    assert all(15 <= len(row["output"].split()) <= 60 for row in rows)
     assert len({row["instruction"] for row in rows}) == len(rows)
 
 
-def test_a_reference_the_file_does_not_hold_is_refused(cpu: Settings, make_run: Any) -> None:
+def test_a_reference_the_file_does_not_hold_is_refused(cpu: Settings) -> None:
     other = cpu.evaluate.model_copy(update={"reference": "gpt4_1106_preview"})
     with pytest.raises(SaoError, match="no output by 'gpt4_1106_preview'"):
-        alpaca_eval.reference_answers(make_run(), other, [{"instruction": "q"}], [])
+        alpaca_eval.load_instructions(other)
 
 
-def row_with(lengths: list[int], preferences: list[float]) -> dict[str, Any]:
+def test_verdicts_are_discrete_or_weighted_by_the_judges_probability() -> None:
+    assert [alpaca_eval.preference(m, "discrete") for m in (-0.1, 0.0, 3.0)] == [1.0, 1.5, 2.0]
+    assert alpaca_eval.preference(0.0, "weighted") == 1.5
+    assert alpaca_eval.preference(1.0, "weighted") == pytest.approx(1 + 0.7310586)
+    assert alpaca_eval.preference(-1000.0, "weighted") == pytest.approx(1)
+
+
+def test_length_control_says_how_uncertain_it_is_where_all_answers_are_longer() -> None:
+    won = [1 + int(n % 4 > 0) if n > 16 else 1 + int(n % 4 == 0) for n in range(32)]
+    longer = [annotation(w, "a" * 100, "b" * (130 + 5 * n), n) for n, w in enumerate(won)]
+    around = [annotation(w, "a" * 100, "b" * (20 + 5 * n), n) for n, w in enumerate(won)]
+    far, near = (alpaca_eval.win_rates(rows, "length_only") for rows in (longer, around))
+    assert far["wr"] == near["wr"]
+    assert far["lc_se"] > 1
+    assert far["lc"] < near["lc"]  # extrapolated to where no answer is
+
+
+def row_with(lengths: list[int], preferences: list[float]) -> list[dict[str, Any]]:
     rows = zip(lengths, preferences, strict=True)
-    return {"annotations": [annotation(p, second="b" * n, number=k) for k, (n, p) in enumerate(rows)]}
+    return [annotation(p, second="b" * n, number=k) for k, (n, p) in enumerate(rows)]
 
 
 def test_claims_are_supported_not_supported_or_undecided() -> None:
@@ -133,5 +125,6 @@ def test_claims_are_supported_not_supported_or_undecided() -> None:
     assert analyze.claim_verdict("b.wr > a.wr", rows)["verdict"] == "not supported"
     assert analyze.claim_verdict("c.wr > c.wr", rows)["verdict"] == "undecided"
     assert analyze.claim_verdict("b.length > a.length", rows)["mean"] == 40
+    assert analyze.claim_verdict("a.wr > d.wr", {**rows, "d": []})["verdict"] == "not run"
     with pytest.raises(SaoError, match=r"row\.metric > row\.metric"):
         analyze.claim_verdict("a.wr < d.wr", rows)

@@ -3,6 +3,7 @@
 import pytest
 
 from sao_lib import plan
+from sao_lib.chain import NOTEBOOKS
 from sao_lib.errors import SaoError
 
 
@@ -11,11 +12,12 @@ def folders(*assignments: str) -> list[str]:
 
 
 def stages(found: list[str]) -> dict[str, int]:
-    return {stage: sum(f"/{stage}/" in f for f in found) for stage in plan.NOTEBOOKS}
+    return {stage: sum(f"/{stage}/" in f for f in found) for stage in NOTEBOOKS}
 
 
 def test_table6_makes_prompts_once_and_trains_ten_models() -> None:
-    assert stages(folders()) == {"synthesize": 1, "judge": 10, "train": 10, "evaluate": 11, "ablate": 0}
+    wanted = {"synthesize": 1, "judge": 10, "train": 10, "evaluate": 11}
+    assert stages(folders()) == {stage: wanted.get(stage, 0) for stage in NOTEBOOKS}
 
 
 def test_runs_come_after_what_they_read() -> None:
@@ -46,16 +48,79 @@ def test_a_key_in_the_environment_replaces_the_stand_in(monkeypatch: pytest.Monk
     assert row.settings.judge.model == "openai/gpt-4o"
 
 
-def test_a_missing_key_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    paper = plan.make("paper", "table6", ["policy.model=embedded/smollm2-135m-instruct", "evaluate.judge_model=null"])
-    rows = [r for r in paper.rows if r.name == "gpt4o"]
-    with pytest.raises(SaoError, match="gpt4o.*OPENAI_API_KEY"):
-        plan.check(plan.Plan("paper", "table6", rows, paper.runs))
+    smol = "embedded/smollm2-135m-instruct"
+    changes = [f"policy.model={smol}", f"evaluate.judge_model={smol}", "synthesize.personas=params/data/personas.jsonl",
+               "synthesize.n=100", "evaluate.instructions=params/data/chat.json"]  # fmt: skip
+    made = plan.make("paper", "table6", changes, verify=True)
+    reasons = {row.name: row.skipped for row in made.rows if row.skipped}
+    assert "OPENAI_API_KEY" in str(reasons["gpt4o"])
+    assert "ArmoRM" in str(reasons["armorm"])
+    assert set(reasons) == {"gpt4o", "gpt4o-mini", "armorm"}
+    assert not any("gpt-4o" in run.folder for run in made.runs)
+    assert {row["name"]: row["skipped"] for row in made.table.spec["params"]["rows"]} == {
+        row.name: row.skipped for row in made.rows
+    }
 
 
 def test_a_model_that_cannot_be_had_is_said_before_anything_runs() -> None:
     with pytest.raises(SaoError, match="nobody/nothing@main cannot be had"):
-        plan.check(plan.make("cpu", "table6", ["policy.model=nobody/nothing@main"]))
+        plan.make("cpu", "table6", ["policy.model=nobody/nothing@main"], verify=True)
     with pytest.raises(SaoError, match="no embedded model 'embedded/smol'.*smollm2-135m"):
-        plan.check(plan.make("cpu", "table6", ["policy.model=embedded/smol"]))
+        plan.make("cpu", "table6", ["policy.model=embedded/smol"], verify=True)
+
+
+def test_a_failed_run_takes_only_its_rows_out_of_the_table() -> None:
+    made = plan.make("cpu", "table6")
+    failed = next(run.folder for run in made.runs if "/judge/length-" in run.folder)
+    rest = plan.without(made, {failed: "no disk"})
+    assert {row.name: row.skipped for row in rest.rows if row.skipped} == {"length": "no disk"}
+    assert "length/evaluate" not in rest.table.inputs
+
+
+def test_every_experiment_is_planned_on_every_profile() -> None:
+    names = plan.experiments()
+    assert names == [f"table{n}" for n in range(1, 15)] + [f"figure{n}" for n in range(1, 6)]
+    for profile in ("cpu", "gpu", "paper"):
+        for name in names:
+            made = plan.make(profile, name)
+            assert [row.name for row in made.rows if row.skipped] == [], (profile, name)
+
+
+def test_tables_share_runs() -> None:
+    def runs(name: str, row: str) -> dict[str, str]:
+        return {k: v for k, v in plan.make("cpu", name).table.inputs.items() if k.startswith(f"{row}/")}
+
+    simpo = runs("table4", "self")["self/evaluate"]
+    assert runs("table6", "self")["self/evaluate"] == simpo
+    assert runs("table8", "gemma+gemma")["gemma+gemma/evaluate"] == simpo
+    assert runs("figure1", "large")["large/evaluate"] == simpo
+    assert runs("figure2", "1")["1/evaluate"] == simpo
+    assert runs("table6", "gpt4o")["gpt4o/train"] == runs("table8", "gemma+llama")["gemma+llama/train"]
+
+
+def test_an_iteration_starts_from_the_model_before() -> None:
+    made = {run.folder: run for run in plan.make("cpu", "figure2").runs}
+    table = next(run for folder, run in made.items() if folder == "cpu/figure2")
+    first, second = table.inputs["1/train"], table.inputs["2/train"]
+    assert made[second].inputs["policy"] == first
+    judged = made[made[second].inputs["judge"]]
+    assert judged.inputs["policy"] == first
+    made_anew = made[judged.inputs["synthesize"]]
+    assert made_anew.inputs["policy"] == first
+    assert made_anew.spec["params"]["seed"] != made[table.inputs["1/synthesize"]].spec["params"]["seed"]
+
+
+def test_another_judge_reads_the_same_answers() -> None:
+    made = {run.folder: run for run in plan.make("cpu", "table9").runs}
+    readings = [made[f] for role, f in made["cpu/table9"].inputs.items() if role.endswith("self/evaluate")]
+    answers = {run.inputs.get("answers", run.folder) for run in readings}
+    assert len(readings) == 3
+    assert len(answers) == 1
+
+
+def test_an_unknown_preset_lists_what_there_is() -> None:
+    base = plan.make("cpu", "table6").base
+    with pytest.raises(SaoError, match="preset 'gpt-5'.*there are: .*gpt-4o"):
+        plan._preset(base, "gpt-5", "params/experiments/table6.yaml, row gpt5")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sao_lib import plan, runs
+from sao_lib import chain, plan, runs
 from sao_lib.errors import SaoError
 from sao_lib.runs import MANIFEST, append_rows, load, read_rows, resume_rows
 
@@ -55,7 +55,7 @@ def test_a_truncated_file_is_noticed(make_run: Any, tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_is_set_aside_and_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(chain, "OUTPUTS", tmp_path)
     made = plan.make("cpu", "smoke")
     folder = made.runs[0].path
     folder.mkdir(parents=True)

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from sao_lib import synthesize
+from sao_lib.engines import seed_for
 from sao_lib.errors import SaoError
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS, Settings, read_yaml
+from sao_lib.sources import load_rows
 
 PERSONAS = "params/data/personas.jsonl"
 
@@ -60,10 +62,37 @@ def test_prompt_is_what_follows_the_mark() -> None:
 
 
 def test_seeds_differ_by_row_and_sample_only() -> None:
-    seeds = {synthesize.seed_for(1, f"p{n}", k) for n in range(200) for k in (1, 2)}
+    seeds = {seed_for(1, f"p{n}", k) for n in range(200) for k in (1, 2)}
     assert len(seeds) == 400
-    assert synthesize.seed_for(1, "p1", 1) == synthesize.seed_for(1, "p1", 1)
+    assert seed_for(1, "p1", 1) == seed_for(1, "p1", 1)
 
 
 def test_repetition_is_an_exact_match_after_normalising() -> None:
     assert synthesize.repetition(["Why  is it?", "why is it?", "Why not?", "Who?"]) == 0.25
+
+
+def test_near_duplicates_differ_in_a_few_words() -> None:
+    one = "Summarize the main plot points of the novel, focusing on the relationship between Elizabeth and Darcy."
+    other = one.replace("the relationship", "the growing relationship")
+    assert synthesize.near_duplicates([one, other, "Why is the sky blue?"]) == pytest.approx(1 / 3)
+    assert synthesize.repetition([one, other]) == 0
+
+
+def test_the_most_repeated_prompts_are_counted_after_normalising() -> None:
+    assert synthesize.most_repeated(["Why?", "why? ", "Who?", "WHY?"], 1) == [("Why?", 3)]
+
+
+def test_prompts_of_a_data_set_are_taken_as_they_are(cpu: Settings) -> None:
+    settings = cpu.synthesize.model_copy(update={"source": "dataset", "n": 12})
+    rows = synthesize.asked(settings, 1)
+    known = {" ".join(r["prompt"].split()) for r in load_rows(cpu.synthesize.dataset)}
+    assert len({row["id"] for row in rows}) == 12
+    assert all(row["prompt"] in known and row["persona"] is None for row in rows)
+
+
+def test_without_personas_every_request_is_the_same(cpu: Settings) -> None:
+    settings = cpu.synthesize.model_copy(update={"source": "random", "n": 3})
+    template = read_yaml(PARAMS / "templates" / "random_few_shot.yaml")
+    first, *rest = [synthesize.persona_request(template, row["persona"]) for row in synthesize.asked(settings, 1)]
+    assert rest == [first] * 2
+    assert "persona" not in first.messages[-1]["content"]

@@ -10,15 +10,17 @@ vLLM, in transformers and in training. Which operations an engine offers:
 | completion_logprobs       | yes  | yes          | no                      |
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sao_lib.chat import Message
+from sao_lib.chat import Chat, Message
 from sao_lib.errors import SaoError
 from sao_lib.models import resolve
 from sao_lib.settings import Engine as EngineSettings
+from sao_lib.settings import Policy
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Conversation:
 
     messages: tuple[Message, ...]
     prefill: str = ""
+
+
+def user_turn(policy: Policy, prompt: str) -> Conversation:
+    """A prompt as the policy sees it, with its system message if it has one."""
+    system: list[Message] = [{"role": "system", "content": policy.system}] if policy.system else []
+    return Conversation((*system, {"role": "user", "content": prompt}))
+
+
+def seed_for(run_seed: int, row: str, sample: int = 0) -> int:
+    """A sampling seed that depends on the row and not on its place in a batch."""
+    return int(hashlib.sha256(f"{run_seed}/{row}/{sample}".encode()).hexdigest()[:8], 16) % 2**31
 
 
 @dataclass(frozen=True)
@@ -45,9 +58,7 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """One completion per conversation, each sampled with its own seed."""
 
-    def label_logprobs(
-        self, conversations: Sequence[Conversation], labels: tuple[str, str]
-    ) -> list[tuple[float, float]]:
+    def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         """log p of each label as the next token (nats)."""
 
     def completion_logprobs(
@@ -78,19 +89,20 @@ def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: 
 
 
 def switch_engine(
-    engine: Engine, model: str, settings: EngineSettings, log: Path, chat_template: str | None = None
+    engine: Engine | None, model: str, settings: EngineSettings, log: Path, chat_template: str | None = None
 ) -> Engine:
     """An engine for `model`: the given one with other weights where it can (vLLM, same shapes), else a new one."""
     reload = getattr(engine, "reload", None)
-    if reload and not model.startswith("openai/") and reload(resolve(model), chat_template):
+    if engine and reload and not model.startswith("openai/") and reload(resolve(model), settings, chat_template):
         return engine
-    engine.close()
+    if engine:
+        engine.close()
     return open_engine(model, settings, log, chat_template)
 
 
-def label_ids(chat: "object", labels: tuple[str, str]) -> tuple[int, int]:
-    """Token ids of two one-token labels; raises SaoError if a label is longer or both are the same."""
-    ids = [chat.text_ids(label) for label in labels]  # type: ignore[attr-defined]
-    if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
-        raise SaoError(f"The labels {labels} are not two different single tokens for this model; choose others.")
-    return ids[0][0], ids[1][0]
+def label_ids(chat: Chat, labels: tuple[str, ...]) -> list[int]:
+    """Token ids of one-token labels; raises SaoError if a label is longer or two are the same."""
+    ids = [chat.text_ids(label) for label in labels]
+    if any(len(i) != 1 for i in ids) or len({i[0] for i in ids}) < len(ids):
+        raise SaoError(f"The labels {labels} are not different single tokens for this model; choose others.")
+    return [i[0] for i in ids]

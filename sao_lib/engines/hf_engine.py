@@ -45,12 +45,10 @@ class TransformersEngine:
             out.append(Completion(text, finished, ids.shape[1], len(new)))
         return out
 
-    def label_logprobs(
-        self, conversations: Sequence[Conversation], labels: tuple[str, str]
-    ) -> list[tuple[float, float]]:
-        a, b = label_ids(self.chat, labels)
+    def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
+        wanted = label_ids(self.chat, labels)
         rows = [self._logprobs(self.chat.ids(c.messages, c.prefill), 1)[-1] for c in conversations]
-        return [(float(row[a]), float(row[b])) for row in rows]
+        return [tuple(float(row[i]) for i in wanted) for row in rows]
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]

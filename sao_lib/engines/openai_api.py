@@ -86,9 +86,7 @@ class OpenAIEngine:
             out.append(Completion(choice.message.content or "", choice.finish_reason == "stop", *tokens))
         return out
 
-    def label_logprobs(
-        self, conversations: Sequence[Conversation], labels: tuple[str, str]
-    ) -> list[tuple[float, float]]:
+    def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         extra: list[dict[str, Any]] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
         out = []
         for reply in self._all(conversations, 1, extra):
@@ -98,7 +96,7 @@ class OpenAIEngine:
                 label: math.fsum(math.exp(t.logprob) for t in top if t.token.strip() == label.strip())
                 for label in labels
             }
-            out.append((_log(mass[labels[0]]), _log(mass[labels[1]])))
+            out.append(tuple(_log(mass[label]) for label in labels))
         return out
 
     def completion_logprobs(

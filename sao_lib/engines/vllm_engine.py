@@ -58,8 +58,13 @@ class VLLMEngine:
                 **options,
             )
 
-    def reload(self, folder: Path, chat_template: str | None) -> bool:
-        """Put `folder`'s weights in place (0.3 s instead of a new engine's 10); False if the architecture differs."""
+    def reload(self, folder: Path, settings: EngineSettings, chat_template: str | None) -> bool:
+        """Put `folder`'s weights in place (0.3 s instead of a new engine's 10); False if shapes or settings differ."""
+        if settings != self.settings:
+            return False
+        if folder == self.folder:
+            self.chat = Chat(folder, chat_template)
+            return True
         old, new = (json.loads((f / "config.json").read_text()) for f in (self.folder, folder))
         if any(
             old.get(key) != new.get(key) for key in ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -98,16 +103,14 @@ class VLLMEngine:
             for i, o in zip(ids, out, strict=True)
         ]
 
-    def label_logprobs(
-        self, conversations: Sequence[Conversation], labels: tuple[str, str]
-    ) -> list[tuple[float, float]]:
+    def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         from vllm import SamplingParams
 
-        a, b = label_ids(self.chat, labels)
+        wanted = label_ids(self.chat, labels)
         ids = [self.chat.ids(c.messages, c.prefill) for c in conversations]
-        params = [SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=[a, b])] * len(ids)
+        params = [SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=wanted)] * len(ids)
         first = [o.outputs[0].logprobs[0] for o in self._run(ids, params)]
-        return [(f[a].logprob, f[b].logprob) for f in first]
+        return [tuple(f[i].logprob for i in wanted) for f in first]
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]

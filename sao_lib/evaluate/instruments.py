@@ -22,17 +22,15 @@ from typing import Any
 import yaml
 
 from sao_lib.chat import Message, fill
-from sao_lib.engines import Conversation, Engine
+from sao_lib.engines import Conversation, Engine, seed_for
 from sao_lib.errors import SaoError
 from sao_lib.judge import llm_verdicts
 from sao_lib.labelled import LabelledPair
-from sao_lib.rewards import RewardModel, open_reward_model
+from sao_lib.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
 from sao_lib.settings import Judge
-from sao_lib.synthesize import seed_for
 
 Triple = tuple[str, str, str]  # instruction, first answer, second answer
 POINTWISE = ("likelihood", "reverse", "relevance")
-RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
 REVERSE = "Write the question that this text answers.\n\n{answer}"
 
 
@@ -58,6 +56,14 @@ class Instruments:
         raise SaoError(
             f"Unknown instrument '{name}' in evaluate.judges; there are: ranking, alpaca_eval, {', '.join(POINTWISE)}."
         )
+
+    def judged(self, calibration: dict[str, Any], triples: Sequence[Triple]) -> list[float]:
+        """Margins of the instrument that a calibration chose; one alone keeps its own unit."""
+        name = calibration["chosen"]
+        if "+" not in name:
+            return self.margins(name, triples)
+        margins = {part: self.margins(part, triples) for part in simple_parts([name])}
+        return combine(name, margins, calibration["scale"])
 
     def scores(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Pointwise scores of (instruction, answer); the higher the better."""

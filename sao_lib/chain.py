@@ -1,0 +1,281 @@
+"""One row of an experiment -> its runs, from personas to scores, each after what it reads.
+
+A run's identity is the hash of the parameters its stage uses, of the files those name and of the runs it
+reads, so that two rows, or two tables, that need the same run share it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sao_lib.errors import SaoError
+from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest
+from sao_lib.settings import ROOT, Evaluate, Judge, Settings
+
+NOTEBOOKS = {
+    "synthesize": "01_synthesize",
+    "judge": "02_judge",
+    "train": "03_train",
+    "evaluate": "04_evaluate",
+    "ablate": "05_ablate",
+    "logits": "06_logits_skew",
+    "chat_benchmarks": "07_chat_benchmarks",
+    "leaderboard": "08_leaderboard",
+    "math500": "09_math500",
+    "rating": "10_rating",
+}
+LABELLED = "params/data/labelled_answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be: `folder` is relative to outputs/, `inputs` maps a role to another run's folder."""
+
+    folder: str
+    spec: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return OUTPUTS / self.folder
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return dict(self.spec["inputs"])
+
+    @property
+    def done(self) -> bool:
+        return (self.path / MANIFEST).is_file()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an experiment: its settings and what it needs of them.
+
+    `runs` are the stages whose results the table reads. `trained: false` is the policy as it comes.
+    `published` names a model of a published leaderboard, for rows that run nothing. `skipped` says why a row
+    cannot run here.
+    """
+
+    name: str
+    label: str
+    settings: Settings
+    runs: tuple[str, ...] = ("evaluate",)
+    trained: bool = True
+    iterations: int = 1
+    published: str | None = None
+    skipped: str | None = None
+
+
+def spec_of(
+    profile: str, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
+) -> dict[str, Any]:
+    """A run's spec with the digests of the files it reads (a hub file's is its name's); SaoError if one is missing."""
+    named = sorted({f for f in files if f})
+    missing = next((f for f in named if not f.startswith("hub:") and not (ROOT / f).exists()), None)
+    if missing:
+        raise SaoError(f"{missing}, named in the parameters of {stage} '{name}', does not exist.")
+    digests = {f: digest(f) if f.startswith("hub:") else _digest(ROOT / f) for f in named}
+    return {"stage": stage, "name": name, "profile": profile, "params": params, "inputs": inputs, "files": digests}
+
+
+def _digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(path)
+    return digest({p.name: file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
+
+
+def judge_name(judge: Judge) -> str:
+    """A readable name of a feedback source, the same in every table: self-without-criterion-1, random, ..."""
+    name = short(judge.model) if judge.model else "self"
+    if judge.source in ("random", "length"):
+        return judge.source
+    without = f"-without-criterion-{judge.without_criterion}" if judge.without_criterion else ""
+    order = "-one-order" if judge.source == "llm" and judge.reading == "logprob" and judge.orders == "one" else ""
+    return f"{name}{without}{order}"
+
+
+def short(model: str) -> str:
+    """The last part of a model's name without revision, lower-case."""
+    return model.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+@dataclass
+class Chain:
+    """Builds the runs of `row`; `base` are the experiment's settings before the row changed them.
+
+    After `build`, `runs` holds all of them in order and `roles` the ones a table reads.
+    """
+
+    profile: str
+    row: Row
+    base: Settings
+    runs: dict[str, Planned] = field(default_factory=dict)
+    roles: dict[str, Planned] = field(default_factory=dict)
+
+    def build(self) -> "Chain":
+        if self.row.published or not self.row.runs:
+            return self
+        trained = self._trained(set(self.row.runs)) if self.row.trained else None
+        policy = {"policy": trained.folder} if trained else {}
+        for stage in self.row.runs:
+            if stage not in ("synthesize", "judge", "train"):
+                self.roles[stage] = getattr(self, f"_{stage}")(policy)
+        return self
+
+    def _add(
+        self, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
+    ) -> Planned:
+        spec = spec_of(self.profile, stage, name, params, inputs, files)
+        identity = {k: v for k, v in spec.items() if k not in ("name", "profile")}
+        run = Planned(f"{self.profile}/{stage}/{name}-{digest(identity)[:8]}", spec)
+        return self.runs.setdefault(run.folder, run)
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        s = self.row.settings
+        return {"policy": s.policy.model_dump(), "engine": s.engine.model_dump()}
+
+    def _trained(self, wanted: set[str]) -> Planned | None:
+        """Synthesize, judge and train, as often as the row iterates; no further than the row needs."""
+        s, trained = self.row.settings, None
+        if s.train.data:
+            return self._train(None, {})
+        for iteration in range(self.row.iterations):
+            policy: dict[str, str] = {"policy": trained.folder} if trained else {}
+            suffix = f"-iteration-{iteration + 1}" if iteration else ""
+            self.roles["synthesize"] = synthesized = self._synthesize(s.seed + iteration, policy, suffix)
+            if wanted <= {"synthesize"}:
+                return None
+            self.roles["judge"] = judged = self._judge(synthesized, policy, suffix)
+            if wanted <= {"synthesize", "judge", "rating"}:
+                return None
+            trained = self._train(judged, policy, suffix)
+        return trained
+
+    def _variant(self) -> str:
+        """What a run's readable name says beyond its own stage: another policy, generator or prompt source."""
+        s = self.row.settings
+        parts = [short(s.policy.model)] if s.policy.model != self.base.policy.model else []
+        parts += [f"{s.synthesize.source}-prompts"] if s.synthesize.source != "persona" else []
+        parts += [f"answers-by-{short(s.synthesize.generator.model)}"] if s.synthesize.generator else []
+        return "".join(f"-{part}" for part in parts)
+
+    def _synthesize(self, seed: int, policy: dict[str, str], suffix: str) -> Planned:
+        s = self.row.settings.synthesize
+        files = [s.template if s.source != "dataset" else None, s.personas if s.source == "persona" else None]
+        files += [s.dataset if s.source == "dataset" else None, self.row.settings.policy.chat_template]
+        own = s.model_copy(update={"generator": None})
+        name = f"policy{self._variant().partition('-answers-by')[0]}{suffix}"
+        params = {"seed": seed, **self._model, "synthesize": own.model_dump()}
+        prompts = self._add("synthesize", name, params, policy, files)
+        if not s.generator:
+            return prompts
+        params = {**params, "synthesize": s.model_dump()}
+        inputs = {**policy, "prompts": prompts.folder}
+        return self._add("synthesize", f"policy{self._variant()}{suffix}", params, inputs, [s.generator.chat_template])
+
+    def _judge(self, synthesized: Planned, policy: dict[str, str], suffix: str) -> Planned:
+        s = self.row.settings
+        llm, judging = s.judge.source == "llm", s.judge.model_dump()
+        params = {"seed": s.seed, "policy": s.policy.model_dump() if llm else None, "judge": judging,
+                  "engine": (judging["engine"] or s.engine.model_dump()) if llm else None}  # fmt: skip
+        inputs = {"synthesize": synthesized.folder, **(policy if llm and not s.judge.model else {})}
+        files = [LABELLED, *((s.judge.template, s.judge.chat_template) if llm else ())]
+        return self._add("judge", f"{judge_name(s.judge)}{self._variant()}{suffix}", params, inputs, files)
+
+    def _train(self, judged: Planned | None, policy: dict[str, str], suffix: str = "") -> Planned:
+        s = self.row.settings
+        source = judge_name(s.judge) if judged else "external"
+        size = f"-{s.train.pairs}-pairs" if s.train.pairs else ""
+        params = {"seed": s.seed, "policy": s.policy.model_dump(), "train": s.train.model_dump()}
+        inputs = {**policy, **({"judge": judged.folder} if judged else {})}
+        files = [s.train.deepspeed, s.train.data, s.policy.chat_template]
+        name = f"{s.train.loss}-{source}{size}{self._variant()}{suffix}"
+        self.roles["train"] = trained = self._add("train", name, params, inputs, files)
+        return trained
+
+    def _subject(self, policy: dict[str, str]) -> str:
+        """The readable name of the model that is evaluated."""
+        if policy:
+            return policy["policy"].rsplit("/", 1)[-1].rpartition("-")[0]
+        return f"untrained{self._variant()}"
+
+    def _scored(self, name: str, evaluate: Evaluate, model: dict[str, Any], inputs: dict[str, str]) -> Planned:
+        policy = model["policy"]
+        files = [evaluate.instructions, evaluate.judge_template, policy["chat_template"]]
+        files += [] if "calibration" in inputs else [LABELLED]
+        params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
+        return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
+
+    def _calibration(self, evaluate: Evaluate) -> Planned:
+        """The untrained default policy under this judge: the run that chooses and measures its instrument."""
+        inputs = {} if evaluate == self.base.evaluate else {"answers": self._calibration(self.base.evaluate).folder}
+        model = {"policy": self.base.policy.model_dump(), "engine": self.base.engine.model_dump()}
+        return self._scored("untrained", evaluate, model, inputs)
+
+    def _evaluate(self, policy: dict[str, str], evaluate: Evaluate | None = None) -> Planned:
+        evaluate = evaluate or self.row.settings.evaluate
+        calibration = self._calibration(evaluate)
+        if not policy and self.row.settings.policy == self.base.policy:
+            return calibration
+        inputs = {**policy, "calibration": calibration.folder}
+        if evaluate != self.base.evaluate:  # another judge reads the same answers
+            inputs["answers"] = self._evaluate(policy, self.base.evaluate).folder
+        return self._scored(self._subject(policy), evaluate, self._model, inputs)
+
+    def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
+        s = self.row.settings
+        params = {"seed": s.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
+                  "evaluate": s.evaluate.model_dump()}  # fmt: skip
+        b = s.chat_benchmarks
+        files = [
+            b.mt_bench,
+            b.arena_hard,
+            b.arena_baseline,
+            b.mt_bench_template,
+            b.arena_hard_template,
+            s.policy.chat_template,
+        ]
+        inputs = {**policy, "calibration": self._calibration(s.evaluate).folder}
+        return self._add("chat_benchmarks", self._subject(policy), params, inputs, files)
+
+    def _leaderboard(self, policy: dict[str, str]) -> Planned:
+        s = self.row.settings
+        params = {"policy": s.policy.model_dump(), "leaderboard": s.leaderboard.model_dump()}
+        return self._add("leaderboard", self._subject(policy), params, policy, [s.leaderboard.data])
+
+    def _math500(self, policy: dict[str, str]) -> Planned:
+        s = self.row.settings
+        params = {"seed": s.seed, **self._model, "math500": s.math500.model_dump()}
+        files = [s.math500.problems, s.math500.template, s.policy.chat_template]
+        return self._add("math500", self._subject(policy), params, policy, files)
+
+    def _logits(self, policy: dict[str, str]) -> Planned:
+        s = self.row.settings
+        params = {"seed": s.seed, **self._model, "logits": s.logits.model_dump()}
+        return self._add("logits", self._subject(policy), params, policy, [s.logits.chat, s.logits.math])
+
+    def _rating(self, policy: dict[str, str]) -> Planned:
+        s = self.row.settings
+        params = {"seed": s.seed, **self._model, "rating": s.rating.model_dump()}
+        judged = self.roles["judge"]
+        return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])
+
+
+def by(evaluate: Evaluate, base: Settings) -> str:
+    """The part of a readable name that says another evaluation judge reads the answers."""
+    if evaluate == base.evaluate:
+        return ""
+    if evaluate.judges == ["relevance"]:
+        return "-by-relevance"
+    return f"-by-{short(evaluate.judge_model) if evaluate.judge_model else 'policy'}"
+
+
+def models_of(run: Planned) -> list[str]:
+    """Every model that a run opens: its policy (unless a training makes it), its judge, its generator."""
+    p = run.spec["params"]
+    found = [None if "policy" in run.inputs else (p.get("policy") or {}).get("model")]
+    found += [(p.get(section) or {}).get("model") for section in ("judge", "rating")]
+    found += [(p.get("evaluate") or {}).get("judge_model")]
+    found += [((p.get("synthesize") or {}).get("generator") or {}).get("model")]
+    return sorted({str(model) for model in found if model})

@@ -1,0 +1,186 @@
+"""MT-Bench: answers over two turns, each graded by itself on a scale of 1 to 10 (Zheng et al. 2023).
+
+The protocol is FastChat's: sampling temperature by category, reference answers for the judge in math, reasoning
+and coding, and the mean over all judgments of both turns. The judge prompts' wording is ours.
+"""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sao_lib.chat import fill
+from sao_lib.chunks import in_chunks
+from sao_lib.engines import Conversation, Engine, seed_for, user_turn
+from sao_lib.errors import SaoError
+from sao_lib.evaluate.grading import by_id, expected_digit
+from sao_lib.runs import Run
+from sao_lib.settings import ROOT, Policy, read_yaml
+from sao_lib.sources import load_rows
+
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
+WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat
+DIGITS = tuple("123456789")
+RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
+RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
+
+Row = dict[str, Any]
+
+
+def load_questions(source: str, n: int) -> list[Row]:
+    """The first n rows {question_id, category, turns, reference?} of question.jsonl, FastChat's or the hub's copy.
+
+    The hub's older copy calls the turns `prompt` and the id `prompt_id`; an empty reference is none.
+    """
+    rows = load_rows(source)
+    if len(rows) < n:
+        raise SaoError(f"{source} has {len(rows)} questions, fewer than chat_benchmarks.mt_bench_n = {n}.")
+    return [
+        {
+            "question_id": row.get("question_id", row.get("prompt_id")),
+            "category": row["category"],
+            "turns": list(row.get("turns") or row["prompt"]),
+            "reference": list(row.get("reference") or []),
+        }
+        for row in rows[:n]
+    ]
+
+
+def answer(
+    run: Run, engine: Engine, policy: Policy, questions: Sequence[Row], max_tokens: int, seed: int, chunk: int = 32
+) -> list[Row]:
+    """Write mt_answers.jsonl, {question_id, category, turns: [answer 1, answer 2]}, for rows of question.jsonl."""
+
+    def make(part: Sequence[Row]) -> list[Row]:
+        first = _turn(engine, part, [user_turn(policy, q["turns"][0]) for q in part], max_tokens, seed, 1)
+        requests = [
+            Conversation(
+                (
+                    *user_turn(policy, q["turns"][0]).messages,
+                    {"role": "assistant", "content": text},
+                    {"role": "user", "content": q["turns"][1]},
+                )
+            )
+            for q, text in zip(part, first, strict=True)
+        ]
+        second = _turn(engine, part, requests, max_tokens, seed, 2)
+        return [
+            {"question_id": q["question_id"], "category": q["category"], "turns": [a, b]}
+            for q, a, b in zip(part, first, second, strict=True)
+        ]
+
+    return in_chunks(run, "mt_answers.jsonl", questions, make, chunk)
+
+
+def _turn(
+    engine: Engine, questions: Sequence[Row], requests: list[Conversation], max_tokens: int, seed: int, turn: int
+) -> list[str]:
+    """One answer a question, in one call of the engine for each temperature."""
+    places = defaultdict(list)
+    for place, question in enumerate(questions):
+        places[TEMPERATURES.get(question["category"], 0.0)].append(place)
+    texts = [""] * len(questions)
+    for temperature, group in places.items():
+        seeds = [seed_for(seed, str(questions[i]["question_id"]), turn) for i in group]
+        out = engine.generate([requests[i] for i in group], max_tokens, temperature, seeds)
+        for i, completion in zip(group, out, strict=True):
+            texts[i] = completion.text.strip()
+    return texts
+
+
+def rating_request(template: Row, question: Row, answers: Sequence[str], turn: int, most: int = 10) -> Conversation:
+    """The grading prompt for turn 1 or 2 of a question, given the answers to both; ratings go from 1 to `most`.
+
+    Turn 2 shows the whole conversation. A question with references is graded against them in WITH_REFERENCE only,
+    as in FastChat, although its question file has references in other categories too.
+    """
+    references = question.get("reference") if question["category"] in WITH_REFERENCE else None
+    values = {"most": str(most)}
+    for place in range(turn):
+        values |= {f"question_{place + 1}": question["turns"][place], f"answer_{place + 1}": answers[place]}
+        values |= {f"reference_{place + 1}": str(references[place])} if references else {}
+    text = template[f"user_{turn}_reference" if references else f"user_{turn}"]
+    return Conversation(({"role": "user", "content": fill(text, values)},))
+
+
+def parse_rating(text: str) -> float | None:
+    """The first [[number]] of a judge's text, else the first [number], else None; of any size, as in FastChat."""
+    found = RATING.search(text) or RATING_BACKUP.search(text)
+    return float(found[1]) if found else None
+
+
+def rate(
+    run: Run,
+    engine: Engine,
+    template_file: str,
+    questions: Sequence[Row],
+    answers: Sequence[Row],
+    reading: str,
+    seed: int,
+    max_tokens: int = 512,
+    chunk: int = 64,
+) -> list[Row]:
+    """Write mt_judgments.jsonl, {question_id, category, turn, score, text}, two rows a question; a failure is null.
+
+    Reading "text" parses what the judge writes at temperature 0; its answer is cut at `max_tokens` (FastChat: 2048).
+    Reading "logprob", for judges too small to write a verdict, is the expected digit after the template's prefill,
+    with text null; the scale then ends at 9.
+    """
+    template, own = read_yaml(ROOT / template_file), by_id(questions, answers, "question_id", "mt_answers.jsonl")
+    most = 9 if reading == "logprob" else 10
+
+    def make(part: Sequence[tuple[Row, int]]) -> list[Row]:
+        requests = [rating_request(template, q, own[q["question_id"]]["turns"], turn, most) for q, turn in part]
+        if reading == "logprob":
+            requests = [replace(request, prefill=template["prefill"]) for request in requests]
+            read = engine.label_logprobs(requests, DIGITS)
+            found: list[tuple[float | None, str | None]] = [(expected_digit(r, DIGITS), None) for r in read]
+        else:
+            seeds = [seed_for(seed, str(q["question_id"]), turn) for q, turn in part]
+            texts = [c.text for c in engine.generate(requests, max_tokens, 0.0, seeds)]
+            found = [(parse_rating(text), text) for text in texts]
+        return [
+            {"question_id": q["question_id"], "category": q["category"], "turn": turn, "score": score, "text": text}
+            for (q, turn), (score, text) in zip(part, found, strict=True)
+        ]
+
+    return in_chunks(run, "mt_judgments.jsonl", [(q, turn) for q in questions for turn in (1, 2)], make, chunk)
+
+
+def scores(judgments: Sequence[Row]) -> Row:
+    """{score, turn1, turn2, se, n, failed, by_category}, on the judge's scale; null where nothing was rated.
+
+    `score` is FastChat's average: the mean over all `n` judgments of both turns. `failed` counts those without a
+    rating, which are left out. `se` is clustered by question: the turns of one question are not independent.
+    """
+    rated = [row for row in judgments if row["score"] is not None]
+    categories = dict.fromkeys(row["category"] for row in judgments)
+    return {
+        "score": _mean(rated),
+        "turn1": _mean([row for row in rated if row["turn"] == 1]),
+        "turn2": _mean([row for row in rated if row["turn"] == 2]),
+        "se": _clustered_se(rated),
+        "n": len(rated),
+        "failed": len(judgments) - len(rated),
+        "by_category": {c: _mean([row for row in rated if row["category"] == c]) for c in categories},
+    }
+
+
+def _mean(rows: Sequence[Row]) -> float | None:
+    return statistics.fmean(row["score"] for row in rows) if rows else None
+
+
+def _clustered_se(rated: Sequence[Row]) -> float | None:
+    """Standard error of the mean with questions as clusters; equals that of question means where each has two."""
+    mean = _mean(rated)
+    sums: dict[Any, float] = defaultdict(float)
+    if mean is None:
+        return None
+    for row in rated:
+        sums[row["question_id"]] += row["score"] - mean
+    clusters = len(sums)
+    if clusters < 2:
+        return None
+    return (clusters / (clusters - 1) * sum(s * s for s in sums.values())) ** 0.5 / len(rated)

@@ -1,0 +1,213 @@
+"""What can stand in a column, by the name an experiment file uses; `paper.x` is the paper's own column x."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sao_lib.analyze import share_positive
+from sao_lib.chain import short
+from sao_lib.errors import SaoError
+from sao_lib.evaluate.alpaca_eval import mean_length
+from sao_lib.report.rows import TableRow
+
+MISSING = "not run"
+PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
+NOT_PUBLISHED = "not on the leaderboard"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header with its unit, decimals for numbers, and the value of a row."""
+
+    header: str
+    value: Callable[[TableRow], Any]
+    decimals: int = 2
+
+
+LEADERBOARD = {"lc": "length_controlled_winrate", "lc_se": "lc_standard_error", "wr": "win_rate",
+               "se": "standard_error", "n": "n_total"}  # fmt: skip
+
+
+def _score(key: str) -> Callable[[TableRow], Any]:
+    def value(row: TableRow) -> Any:
+        if not row.published:
+            return row.run("evaluate").results["scores"][key]
+        if row.leaderboard is None:
+            return NOT_PUBLISHED
+        value = row.leaderboard[LEADERBOARD[key]]
+        return int(value) if key == "n" else float(value)
+
+    return value
+
+
+def _judge(row: TableRow) -> str:
+    if row.published:
+        return "GPT-4-Turbo (published)"
+    run = row.run("evaluate" if row.has("evaluate") else "chat_benchmarks")
+    judge = run.results["judge"]
+    return f"{short(judge['model'])}, {judge['instrument']}"
+
+
+def policy_name(row: TableRow) -> str:
+    """What ran: the policy's name and what trained it, from the runs themselves."""
+    if row.published:
+        return "-"
+    stages = ("evaluate", "chat_benchmarks", "leaderboard", "math500", "logits")
+    run = next(row.run(role) for role in stages if row.has(role))
+    name = short(run.params["policy"]["model"])
+    if "policy" not in run.spec["inputs"]:
+        return f"{name}, untrained"
+    trained = run.input("policy")
+    loss, data = trained.params["train"]["loss"], trained.params["train"]["data"]
+    return f"{name}, {loss} on {'external data' if data else trained.input('judge').results['source']}"
+
+
+def _pairs(row: TableRow) -> str:
+    if not row.has("train"):
+        return "none"
+    pairs = row.run("train").results["pairs"]
+    return f"{pairs['train']} / {pairs['held_out']}"
+
+
+def _held_out(row: TableRow) -> Any:
+    return 100 * share_positive(row.run("train").results["held_out_margins"]) if row.has("train") else "untrained"
+
+
+def _synthesized(key: str) -> Callable[[TableRow], Any]:
+    return lambda row: 100 * row.run("synthesize").results[key]
+
+
+def _diversity(row: TableRow) -> float:
+    prompts = [p["prompt"] for p in row.run("synthesize").rows("prompts.jsonl") if p["reason"] is None]
+    return embedding_diversity(prompts[:1000], row)
+
+
+def embedding_diversity(prompts: list[str], row: TableRow) -> float:
+    """Mean cosine distance between the embeddings of two prompts (all-MiniLM-L6-v2), 0 to 1; ours."""
+    import numpy as np
+
+    from sao_lib.models import resolve
+    from sao_lib.rewards import RELEVANCE_MODEL, Relevance
+
+    x = Relevance(resolve(RELEVANCE_MODEL), row.table.folder / "engine.log").vectors(prompts)
+    n = len(prompts)
+    return float(1 - (np.square(x.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else 0.0
+
+
+def _chat(*keys: str) -> Callable[[TableRow], Any]:
+    def value(row: TableRow) -> Any:
+        found: Any = row.run("chat_benchmarks").results
+        for key in keys:
+            found = found[key]
+        return found
+
+    return value
+
+
+def _turns(row: TableRow) -> str:
+    found = row.run("chat_benchmarks").results["mt_bench"]
+    return f"{found['turn1']:.2f} / {found['turn2']:.2f}"
+
+
+def _interval(row: TableRow) -> str:
+    found = row.run("chat_benchmarks").results["arena_hard"]
+    return f"{found['low']:.1f} to {found['high']:.1f}"
+
+
+def _task(name: str) -> Callable[[TableRow], str]:
+    def value(row: TableRow) -> str:
+        found = row.run("leaderboard").results["columns"][name]
+        return f"{found['score']:.2f} (SE {found['se']:.1f}, n {found['n']})"
+
+    return value
+
+
+def _average(row: TableRow) -> str:
+    if row.has("rating"):
+        return f"{row.run('rating').results['average']:.2f}"
+    found = row.run("leaderboard").results
+    return f"{found['average']:.2f} (SE {found['average_se']:.1f})"
+
+
+def _rating(metric: str) -> Callable[[TableRow], str]:
+    def value(row: TableRow) -> str:
+        found = row.run("rating").results["metrics"][metric]
+        return f"{found['mean']:.2f} (SE {found['se']:.2f})"
+
+    return value
+
+
+TASKS = {"arc": "ARC", "truthfulqa": "TruthfulQA", "winogrande": "Winogrande", "gsm8k": "GSM8K",
+         "hellaswag": "HellaSwag", "mmlu": "MMLU"}  # fmt: skip
+METRICS = ("correctness", "completeness", "clarity", "usefulness", "relevance")
+
+COLUMNS: dict[str, Column] = {
+    "lc": Column("Our LC (%)", _score("lc")),
+    "lc_se": Column("LC SE", _score("lc_se"), 1),
+    "wr": Column("Our WR (%)", _score("wr")),
+    "se": Column("WR SE", _score("se"), 1),
+    "n": Column("n", _score("n"), 0),
+    "judge": Column("Evaluation judge", _judge),
+    "model": Column("What ran", policy_name),
+    "length": Column("Mean answer (characters)", lambda row: mean_length(row.run("evaluate").rows("answers.jsonl")), 0),
+    "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
+    "pairs": Column("Pairs trained / held out", _pairs),
+    "source": Column("Feedback from", lambda row: row.run("judge").results["source"]),
+    "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1),
+    "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1),
+    "diversity": Column("Embedding diversity", _diversity),
+    "prompts": Column("Prompts", lambda row: row.run("synthesize").results["usable"], 0),
+    "mt_bench": Column("Our MT-Bench", _chat("mt_bench", "score")),
+    "mt_bench_se": Column("SE", _chat("mt_bench", "se")),
+    "mt_bench_turns": Column("Turn 1 / 2", _turns),
+    "mt_bench_n": Column("n (ratings)", _chat("mt_bench", "n"), 0),
+    "arena_hard": Column("Our Arena-Hard (%)", _chat("arena_hard", "score"), 1),
+    "arena_hard_interval": Column("95% interval", _interval),
+    "arena_hard_n": Column("n (questions)", _chat("arena_hard", "n"), 0),
+    "average": Column("Our average", _average),
+    "rated": Column("Responses rated", lambda row: row.run("rating").results["n"], 0),
+    "rater": Column("Rater", lambda row: row.run("rating").results["rater"]),
+    "math500": Column("Our MATH-500 (%)", lambda row: row.run("math500").results["score"]),
+    "math500_se": Column("SE", lambda row: row.run("math500").results["se"], 1),
+    "math500_n": Column("n", lambda row: row.run("math500").results["n"], 0),
+    "no_answer": Column("No answer found", lambda row: row.run("math500").results["no_answer"], 0),
+    **{name: Column(f"Our {label} (%)", _task(name)) for name, label in TASKS.items()},
+    **{name: Column(f"Our {name}", _rating(name)) for name in METRICS},
+}
+PAPER = {"lc": "LC (%)", "wr": "WR (%)", "se": "SE", "repetition": "repetition (%)", "mt_bench": "MT-Bench",
+         "arena_hard": "Arena-Hard (%)", "average": "average", "math500": "MATH-500 (%)",
+         **{name: f"{label} (%)" for name, label in TASKS.items()}}  # fmt: skip
+
+
+def column(name: str) -> Column:
+    """A column by name; raises SaoError listing what there is."""
+    if name.startswith("paper."):
+        key = name.removeprefix("paper.")
+        return Column(f"Paper {PAPER.get(key, key)}", lambda row: row.paper.get(key))
+    if name not in COLUMNS:
+        raise SaoError(f"There is no column '{name}'; there are: {', '.join(COLUMNS)} and paper.<column>.")
+    return COLUMNS[name]
+
+
+def value_of(name: str, row: TableRow) -> Any:
+    """A row's value in a column; a row that did not run says so in ours, and keeps the paper's."""
+    if name.startswith("paper."):
+        return column(name).value(row)
+    if row.skipped:
+        return MISSING
+    if row.published and name not in PUBLISHED:
+        return "-"
+    return column(name).value(row)
+
+
+def text_of(name: str, row: TableRow) -> str:
+    """The value as it is printed: numbers with as many decimals as the paper prints, `-` for none in the paper."""
+    value = value_of(name, row)
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        decimals = 2 if name.startswith("paper.") else column(name).decimals
+        shown = f"{value:.{decimals}f}"
+        return json.dumps(value) if name.startswith("paper.") and len(json.dumps(value)) < len(shown) else shown
+    return str(value)

@@ -1,0 +1,183 @@
+"""Figures of a table run, readable in print and in colour-blind palettes; the paper's points where it prints them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sao_lib.report.rows import TableRow, experiment_of
+from sao_lib.report.special import template_texts, words
+from sao_lib.runs import Run
+
+Rows = dict[str, TableRow]
+LABELS = {"wr": "Win rate (%)", "lc": "Length-controlled win rate (%)", "arena_hard": "Arena-Hard win rate (%)",
+          "average": "Average", "math500": "MATH-500 (%)"}  # fmt: skip
+
+
+def draw(run: Run, rows: Rows, path: Path) -> Any:
+    """The experiment's figure, saved to `path`; None for a table that has none."""
+    asked = experiment_of(run).get("figure")
+    if not asked:
+        return None
+    picture = KINDS[asked["kind"]](rows, asked)
+    picture.savefig(path, dpi=150)
+    return picture
+
+
+def _style() -> tuple[Any, Any, Any]:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    return plt, sns, sns.color_palette("colorblind")
+
+
+def _measured(row: TableRow, metric: str) -> tuple[float, float, float] | None:
+    """Value with the lengths of its bar to the left and right: one SE, or a 95% interval for Arena-Hard."""
+    if not row.ours:
+        return None
+    if metric in ("wr", "lc"):
+        scores = row.run("evaluate").results["scores"]
+        se = scores["se" if metric == "wr" else "lc_se"]
+        return scores[metric], se, se
+    if metric == "arena_hard":
+        found = row.run("chat_benchmarks").results["arena_hard"]
+        return found["score"], found["score"] - found["low"], found["high"] - found["score"]
+    if metric == "math500":
+        found = row.run("math500").results
+        return found["score"], found["se"], found["se"]
+    if row.has("rating"):
+        return row.run("rating").results["average"], 0.0, 0.0
+    found = row.run("leaderboard").results
+    return found["average"], found["average_se"], found["average_se"]
+
+
+def dots(rows: Rows, asked: dict[str, Any]) -> Any:
+    """One dot a row with its bar, the paper's value beside it as an open diamond."""
+    plt, _, colours = _style()
+    metric, names = asked["metric"], asked["paper"]
+    shown = [row for row in rows.values() if row.ours or any(row.paper.get(n) is not None for n in names)]
+    picture, axes = plt.subplots(figsize=(9, 0.5 * len(shown) + 1.6), layout="constrained")
+    at = list(range(len(shown)))[::-1]
+    ours = [(y, m) for y, row in zip(at, shown, strict=True) if (m := _measured(row, metric))]
+    bars = [[m[1] for _, m in ours], [m[2] for _, m in ours]]
+    bar = "95% interval" if metric == "arena_hard" else "standard error"
+    axes.errorbar([m[0] for _, m in ours], [y for y, _ in ours], xerr=bars, fmt="o", color=colours[0], capsize=3,
+                  label="ours" if not any(bars[0]) else f"ours, with {bar}")  # fmt: skip
+    for name, marker in zip(names, "Ds", strict=False):
+        points = [(v, y) for y, row in zip(at, shown, strict=True) if (v := row.paper.get(name)) is not None]
+        axes.plot([v for v, _ in points], [y for _, y in points], marker, color=colours[1], fillstyle="none",
+                  label="paper")  # fmt: skip
+    limits = (0, 10) if asked.get("metric") == "average" and any(r.has("rating") for r in shown) else (0, 100)
+    if metric in ("wr", "arena_hard"):
+        axes.axvline(50, color="0.4", lw=0.8, ls="--")
+    labels = [row.label.replace(" (", "\n(", 1) for row in shown]
+    axes.set(yticks=at, yticklabels=labels, ylim=(-0.6, len(shown) - 0.4), xlim=limits,
+             xlabel=f"{LABELS[metric]}; models and judges differ, see the caption")  # fmt: skip
+    axes.tick_params(axis="y", labelsize=9)
+    picture.legend(loc="outside upper center", ncol=3, frameon=False)
+    return picture
+
+
+def _position(row: TableRow, kind: str, number: int) -> float:
+    if kind == "iteration":
+        return float(number)
+    return float(row.run("train").results["pairs"]["train"]) if row.has("train") else 0.0
+
+
+def line(rows: Rows, asked: dict[str, Any]) -> Any:
+    """Win rates along sizes or iterations, the paper's points at its own places."""
+    plt, _, colours = _style()
+    picture, panels = plt.subplots(1, len(asked["metrics"]), figsize=(10, 3.6), layout="constrained", sharey=True)
+    for axes, metric in zip(panels, asked["metrics"], strict=True):
+        ours = [(_position(r, asked["x"], n), m) for n, r in enumerate(rows.values()) if (m := _measured(r, metric))]
+        axes.errorbar([x for x, _ in ours], [m[0] for _, m in ours], yerr=[m[1] for _, m in ours], fmt="o-",
+                      color=colours[0], capsize=3, label="ours, with standard error")  # fmt: skip
+        places = asked.get("paper_x", list(range(len(rows))))
+        points = [
+            (x, r.paper[metric]) for x, r in zip(places, rows.values(), strict=True) if r.paper.get(metric) is not None
+        ]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            "D--",
+            color=colours[1],
+            fillstyle="none",
+            label="paper, as its text states",
+        )
+        if "paper_x" in asked:
+            axes.set_xscale("symlog", linthresh=10)
+        else:
+            axes.set_xticks(range(len(rows)))
+        axes.set(xlabel=asked["xlabel"], ylabel=LABELS[metric], ylim=(0, 100))
+        axes.tick_params(labelleft=True)
+    panels[0].legend(frameon=False, loc="lower right", fontsize=9)
+    return picture
+
+
+def lengths(rows: Rows, asked: dict[str, Any]) -> Any:
+    """Distributions of words in prompts and responses, one line style a source."""
+    plt, sns, colours = _style()
+    picture, panels = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axes, kind in zip(panels, ("prompts", "responses"), strict=True):
+        for (label, parts), colour, style in zip(words(rows).items(), colours, ("-", "--"), strict=False):
+            sns.histplot(parts[kind], ax=axes, stat="density", element="step", fill=False, bins=15, color=colour,
+                         linestyle=style, label=f"{label}, n = {len(parts[kind])}")  # fmt: skip
+        axes.set(xlabel=f"Length of {kind} (words)", ylabel="Density")
+        axes.legend(frameon=False, fontsize=8)
+    return picture
+
+
+def logits(rows: Rows, asked: dict[str, Any]) -> Any:
+    """Density of logits per model, one panel a prompt set."""
+    plt, _, colours = _style()
+    found = {row.label: row.run("logits").results["totals"] for row in rows.values() if row.ours}
+    sets = list(next(iter(found.values())))
+    picture, panels = plt.subplots(1, len(sets), figsize=(10, 3.8), layout="constrained", sharey=True)
+    for axes, name in zip(panels, sets, strict=True):
+        for (label, totals), colour, style in zip(found.items(), colours, ("-", "--", ":"), strict=False):
+            t = totals[name]
+            width = t["edges"][1] - t["edges"][0]
+            middle = [a + width / 2 for a in t["edges"][:-1]]
+            axes.plot(middle, [c / (t["n"] * width) for c in t["counts"]], ls=style, color=colour,
+                      label=f"{label.partition(' (')[0]}: skewness {t['skewness']:.3f}")  # fmt: skip
+        axes.set(xlabel="Logit", ylabel="Density", title=f"Prompts from {name}")
+        axes.tick_params(labelleft=True)
+        axes.legend(frameon=False, fontsize=8)
+    return picture
+
+
+def templates(rows: Rows, asked: dict[str, Any]) -> Any:
+    """Both templates in boxes, filled with an example."""
+    import textwrap
+
+    plt, _, colours = _style()
+    texts = {
+        name: "\n".join(textwrap.fill(part, 96, replace_whitespace=False) for part in text.splitlines())
+        for name, text in template_texts(rows).items()
+    }
+    heights = [text.count("\n") + 4 for text in texts.values()]
+    picture, panels = plt.subplots(2, 1, figsize=(10, 0.19 * sum(heights)), height_ratios=heights, layout="constrained")
+    for axes, (name, text), colour in zip(panels, texts.items(), colours, strict=False):
+        axes.set(xticks=[], yticks=[], facecolor=(*colour, 0.08))
+        axes.grid(visible=False)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.text(
+            0.01,
+            0.97,
+            text.replace("$", r"\$"),
+            va="top",
+            ha="left",
+            fontsize=8.5,
+            family="monospace",
+            transform=axes.transAxes,
+        )
+    return picture
+
+
+KINDS: dict[str, Callable[[Rows, dict[str, Any]], Any]] = {
+    "dots": dots,
+    "line": line,
+    "lengths": lengths,
+    "logits": logits,
+    "templates": templates,
+}

@@ -1,0 +1,71 @@
+"""`make report`: one HTML page with every finished table and figure, ours beside the paper's."""
+
+import base64
+import html
+from pathlib import Path
+
+from sao_lib import paper
+from sao_lib.errors import SaoError
+from sao_lib.plan import experiments
+from sao_lib.report.rows import experiment_of, table_rows
+from sao_lib.report.table import caption, claim_lines, claims, formatted
+from sao_lib.runs import OUTPUTS, Run, load, write_atomic
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
+th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #555; } img { max-width: 100%; } .note { color: #555; font-size: .85rem; }
+td { white-space: pre-wrap; max-width: 38rem; } nav a { margin-right: .8rem; }
+"""
+
+
+def write_page(profile: str) -> Path:
+    """Write outputs/<profile>/report.html from the tables that have finished; raises SaoError when none has."""
+    found = {name: load(OUTPUTS / profile / name) for name in experiments()}
+    done = {name: run for name, run in found.items() if run}
+    if not done:
+        raise SaoError(f"No table of profile {profile} has finished; run `make reproduce-all PROFILE={profile}` first.")
+    missing = [name for name in found if name not in done]
+    parts = [f"<h1>SAO, reproduced: profile {profile}</h1>"]
+    parts += [f"<nav>{''.join(f'<a href=#{name}>{name}</a>' for name in done)}</nav>"]
+    if missing:
+        parts.append(f"<p class=note>Not finished: {', '.join(missing)}.</p>")
+    parts += [_section(name, run) for name, run in done.items()]
+    parts.append(_disagreements())
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>SAO, reproduced</title><style>{STYLE}</style>"
+    path = OUTPUTS / profile / "report.html"
+    write_atomic(path, page + "\n".join(parts) + "</html>\n")
+    print(f"{len(done)} of {len(found)} tables and figures: {path}")
+    return path
+
+
+def _section(name: str, run: Run) -> str:
+    experiment, rows = experiment_of(run), table_rows(run)
+    parts = [f"<h2 id={name}>{name}: {html.escape(experiment['title'])}</h2>"]
+    parts += [f"<p>{html.escape(experiment['question'])} ({html.escape(experiment['where'])})</p>"]
+    picture = run.folder / f"{name}.png"
+    if picture.is_file():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(f'<img alt="{name}: {html.escape(experiment["title"])}" src="data:image/png;base64,{data}">')
+    parts.append(_table(formatted(run, rows)))
+    parts += [f"<p class=note>{html.escape(line)}</p>" for line in caption(run, rows).split("\n")]
+    checked = claims(run, rows)
+    return "\n".join(parts + ([_table(claim_lines(checked))] if checked else []))
+
+
+def _table(table: list[list[str]]) -> str:
+    head, *body = table
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def _disagreements() -> str:
+    """Where the paper's numbers disagree with one another, computed from params/paper.yaml."""
+    lines = [["What", "As printed", "Where"]]
+    lines += [[d.what, "; ".join(d.values), "; ".join(d.where)] for d in paper.disagreements()]
+    text = (
+        "Every average and delta in the paper is recomputed from its parts, and cells that report one setting compared."
+    )
+    return f"<h2 id=disagreements>Where the paper disagrees with itself</h2><p>{text}</p>{_table(lines)}"

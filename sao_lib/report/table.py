@@ -1,0 +1,138 @@
+"""A table run as text: rows, caption, claims, and the files table.md, .csv and .tex."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from sao_lib.analyze import claim_verdict, paper_verdict
+from sao_lib.chain import short
+from sao_lib.report import special
+from sao_lib.report.columns import column, text_of, value_of
+from sao_lib.report.rows import TableRow, experiment_of
+from sao_lib.runs import Run, write_atomic
+from sao_lib.settings import PARAMS, read_yaml
+
+Rows = dict[str, TableRow]
+
+
+def formatted(run: Run, rows: Rows) -> list[list[str]]:
+    """The table as strings, header first."""
+    experiment = experiment_of(run)
+    if "table" in experiment:
+        return special.TABLES[experiment["table"]](rows)
+    names = experiment["columns"]
+    head = ["Row", *(column(name).header for name in names)]
+    return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]
+
+
+def caption(run: Run, rows: Rows) -> str:
+    """What ran, in sentences: models, sizes, judges with their measured agreement, and what that can tell."""
+    experiment, profile = experiment_of(run), run.spec["profile"]
+    lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
+    lines += _judges(rows)
+    lines.append(f"Paper: {experiment['paper_setting']}; `-`: the paper prints no number there.")
+    lines += [" ".join(experiment["note"].split())] if "note" in experiment else []
+    if any(row.published for row in rows.values()):
+        lines.append(
+            "Rows marked published are read from the leaderboard in the alpaca-eval package; nothing ran here."
+        )
+    lines += [f"Not run: {row.label}: {row.skipped}" for row in rows.values() if row.skipped]
+    lines.append(" ".join(read_yaml(PARAMS / "shows.yaml").get(profile, "").split()))
+    lines.append(f"Command: `make reproduce-{run.params['experiment']} PROFILE={profile}`.")
+    return "\n".join(line for line in lines if line)
+
+
+def _data(rows: Rows) -> str:
+    made = next((row.run("synthesize").results for row in rows.values() if row.has("synthesize")), None)
+    evaluated = next((row.run("evaluate").params["evaluate"] for row in rows.values() if row.has("evaluate")), None)
+    text = f"{made['usable']} usable prompts of {made['personas']}, {made['pairs']} answered twice." if made else ""
+    if evaluated:
+        text += (
+            f" Evaluated on {evaluated['n']} instructions of {evaluated['instructions']} against the answers of "
+            f"{evaluated['reference']}."
+        )
+    return text.strip()
+
+
+def _judges(rows: Rows) -> list[str]:
+    """One sentence per evaluation judge, with its agreement on labelled pairs that did not choose it."""
+    found = {}
+    for row in rows.values():
+        role = next((r for r in ("evaluate", "chat_benchmarks") if row.has(r)), None)
+        if role:
+            run = row.run(role)
+            calibrated = (
+                run if role == "evaluate" and "calibration" not in run.spec["inputs"] else run.input("calibration")
+            )
+            found[calibrated.folder.name] = calibrated
+    return [_judge_sentence(run) for run in found.values()]
+
+
+def _judge_sentence(run: Run) -> str:
+    found, judge = run.results["calibration"], run.results["judge"]
+    measured = "not measured on labelled pairs"
+    if found["pairs"]:
+        agreement = 100 * found["agreement"][found["chosen"]]
+        measured = (
+            f"which agrees with {agreement:.1f}% (SE {100 * found['se']:.1f}) of {found['pairs']} labelled pairs "
+            "that were not used to choose it"
+        )
+    term = "LC controls for length alone, because these instructions have no published difficulty"
+    if run.params["evaluate"]["length_term"] == "alpaca_eval":
+        term = "LC is the official regression with its difficulty of GPT-4's time"
+    model = "sentence embeddings" if found["chosen"] == "relevance" else short(judge["model"])
+    verdicts = "Verdicts are discrete" if judge["verdict"] == "discrete" else "Verdicts are weighted by probability"
+    return f"Judge: {model} read by `{found['chosen']}`, {measured}. {verdicts}; WR and SE by alpaca-eval; {term}."
+
+
+def claims(run: Run, rows: Rows) -> list[dict[str, Any]]:
+    """Each claim of the experiment with its verdict on our rows and on the paper's numbers."""
+    annotations = {name: row.annotations if row.ours else [] for name, row in rows.items()}
+    numbers = {name: row.paper for name, row in rows.items()}
+    return [
+        {**c, **claim_verdict(c["holds"], annotations), "paper": paper_verdict(c["holds"], numbers)}
+        for c in experiment_of(run)["claims"]
+    ]
+
+
+def claim_lines(checked: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Claims as strings, header first."""
+    head = ["Claim", "Predicate", "Paper", "Ours: difference [95% interval], p", "Verdict"]
+    return [head, *([c["sentence"], c["holds"], c["paper"], _test(c), c["verdict"]] for c in checked)]
+
+
+def _test(c: dict[str, Any]) -> str:
+    return "-" if c["mean"] is None else f"{c['mean']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}], p = {c['p']:.2g}"
+
+
+def markdown(table: list[list[str]]) -> str:
+    """A list of rows, header first, as a Markdown table."""
+    head, *body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def latex(table: list[list[str]]) -> str:
+    """A list of rows, header first, as a LaTeX tabular (booktabs)."""
+    escape = str.maketrans({**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}"})
+    head, *body = [[" ".join(cell.translate(escape).split()) for cell in row] for row in table]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 2)}l}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    return "\n".join([*lines, *(" & ".join(row) + r" \\" for row in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def write_tables(run: Run, rows: Rows, checked: Sequence[dict[str, Any]]) -> None:
+    """<experiment>.md, .csv and .tex in the table's folder."""
+    name, table, experiment = run.params["experiment"], formatted(run, rows), experiment_of(run)
+    parts = [f"# {name}: {experiment['title']}", markdown(table), caption(run, rows).replace("\n", "\n\n")]
+    parts += [markdown(claim_lines(checked))] if checked else []
+    write_atomic(run.folder / f"{name}.md", "\n\n".join(parts) + "\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if "table" in experiment:
+        writer.writerows(table)
+    else:
+        writer.writerow(["row", *experiment["columns"]])
+        writer.writerows([row.name, *(value_of(c, row) for c in experiment["columns"])] for row in rows.values())
+    write_atomic(run.folder / f"{name}.csv", buffer.getvalue())
+    write_atomic(run.folder / f"{name}.tex", latex(table))

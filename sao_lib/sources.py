@@ -1,0 +1,66 @@
+"""A data file's name -> its rows: a file of the suite, or one on the hub as `hub:org/dataset@revision/file`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sao_lib.errors import SaoError
+from sao_lib.runs import read_rows
+from sao_lib.settings import ROOT
+
+HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
+
+
+def fetch(source: str) -> Path:
+    """The local path of `source`; raises SaoError when it is missing or cannot be fetched."""
+    if not source.startswith("hub:"):
+        path = ROOT / source
+        if not path.exists():
+            raise SaoError(f"{source} does not exist.")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    found = HUB.fullmatch(source)
+    if not found:
+        raise SaoError(f"'{source}' is not of the form hub:org/dataset@revision/file.")
+    try:
+        return Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=found[2]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise SaoError(f"{source} cannot be fetched from the hub: {reason}") from None
+
+
+def check(source: str) -> None:
+    """Raise SaoError unless `source` is there, without fetching it."""
+    found = HUB.fullmatch(source)
+    if not found:
+        fetch(source)
+        return
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(found[1], found[3], revision=found[2], repo_type="dataset")
+    try:
+        there = isinstance(cached, str) or file_exists(found[1], found[3], repo_type="dataset", revision=found[2])
+    except Exception as error:
+        raise SaoError(f"{source} cannot be had; the hub says: {str(error).strip().splitlines()[0][:160]}") from None
+    if not there:
+        raise SaoError(f"{source} is not on the hub; check its name, revision and HF_TOKEN.")
+
+
+def load_rows(source: str) -> list[dict[str, Any]]:
+    """The rows of a JSON list, JSONL or Parquet file; raises SaoError when it is missing or is something else."""
+    path = fetch(source)
+    if path.suffix == ".jsonl":
+        return read_rows(path)
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        return list(json.loads(pd.read_parquet(path).to_json(orient="records")))
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SaoError(f"{source} cannot be read as JSON: {error}") from None
+    if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
+        raise SaoError(f"{source} must hold a JSON list of objects.")
+    return loaded
