@@ -36,7 +36,7 @@ def _score(key: str) -> Callable[[TableRow], Any]:
         if row.leaderboard is None:
             return NOT_PUBLISHED
         value = row.leaderboard[LEADERBOARD[key]]
-        return int(value) if key == "n" else float(value)
+        return "-" if value != value else int(value) if key == "n" else float(value)  # NaN: not published
 
     return value
 

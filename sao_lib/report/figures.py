@@ -117,13 +117,14 @@ def line(rows: Rows, asked: dict[str, Any]) -> Any:
 def lengths(rows: Rows, asked: dict[str, Any]) -> Any:
     """Distributions of words in prompts and responses, one line style a source."""
     plt, sns, colours = _style()
-    picture, panels = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    picture, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axes, kind in zip(panels, ("prompts", "responses"), strict=True):
         for (label, parts), colour, style in zip(words(rows).items(), colours, ("-", "--"), strict=False):
             sns.histplot(parts[kind], ax=axes, stat="density", element="step", fill=False, bins=15, color=colour,
-                         linestyle=style, label=f"{label}, n = {len(parts[kind])}")  # fmt: skip
-        axes.set(xlabel=f"Length of {kind} (words)", ylabel="Density")
-        axes.legend(frameon=False, fontsize=8)
+                         linestyle=style, label=label.partition(" (")[0])  # fmt: skip
+        n = " and ".join(str(len(parts[kind])) for parts in words(rows).values())
+        axes.set(xlabel=f"Length of {kind} (words)", ylabel="Density", title=f"{kind}, n = {n}")
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncol=2, frameon=False)
     return picture
 
 
@@ -152,11 +153,13 @@ def templates(rows: Rows, asked: dict[str, Any]) -> Any:
 
     plt, _, colours = _style()
     texts = {
-        name: "\n".join(textwrap.fill(part, 96, replace_whitespace=False) for part in text.splitlines())
+        name: "\n".join(textwrap.fill(part, 118, replace_whitespace=False) for part in text.splitlines())
         for name, text in template_texts(rows).items()
     }
-    heights = [text.count("\n") + 4 for text in texts.values()]
-    picture, panels = plt.subplots(2, 1, figsize=(10, 0.19 * sum(heights)), height_ratios=heights, layout="constrained")
+    heights = [text.count("\n") + 3.5 for text in texts.values()]
+    picture, panels = plt.subplots(
+        2, 1, figsize=(10, 0.168 * sum(heights)), height_ratios=heights, layout="constrained"
+    )
     for axes, (name, text), colour in zip(panels, texts.items(), colours, strict=False):
         axes.set(xticks=[], yticks=[], facecolor=(*colour, 0.08))
         axes.grid(visible=False)

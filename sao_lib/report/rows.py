@@ -46,8 +46,8 @@ class TableRow:
         import pandas as pd
         from alpaca_eval.constants import ALPACAEVAL_2_LEADERBOARD_PATHS
 
-        path = next(p for p in ALPACAEVAL_2_LEADERBOARD_PATHS if "weighted_alpaca_eval_gpt4_turbo" in p.name)
-        frame = pd.read_csv(path, index_col=0)
+        file = ALPACAEVAL_2_LEADERBOARD_PATHS / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+        frame = pd.read_csv(file, index_col=0)
         return dict(frame.loc[self.published]) if self.published in frame.index else None
 
 

@@ -78,7 +78,10 @@ def _judge_sentence(run: Run) -> str:
             f"which agrees with {agreement:.1f}% (SE {100 * found['se']:.1f}) of {found['pairs']} labelled pairs "
             "that were not used to choose it"
         )
-    term = "LC controls for length alone, because these instructions have no published difficulty"
+    term = (
+        "LC controls for length alone, because these instructions have no published difficulty, and extrapolates where "
+        "nearly all answers are longer than the reference's; its SE is a bootstrap"
+    )
     if run.params["evaluate"]["length_term"] == "alpaca_eval":
         term = "LC is the official regression with its difficulty of GPT-4's time"
     model = "sentence embeddings" if found["chosen"] == "relevance" else short(judge["model"])

@@ -1,0 +1,157 @@
+"""Every table and figure is built from the results of its runs; here the results are fake, so that it takes seconds."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao_lib import chain, plan, runs
+from sao_lib.chain import Planned
+from sao_lib.errors import SaoError
+from sao_lib.report import figures, page, table
+from sao_lib.report.columns import METRICS, column
+from sao_lib.report.rows import experiment_of, table_rows
+from sao_lib.runs import Run
+
+SE_OR_INTERVAL = re.compile(r"\bSE\b|interval|\(SD\)|5% to 95%")
+TEXTS = ("table12", "table13", "table14", "figure5")  # counts and texts have no uncertainty
+N = 8
+
+
+def fake_results(run: Planned) -> dict[str, Any]:
+    """Results in the schema that the stage's notebook writes."""
+    p = run.spec["params"]
+    scores = {"wr": 50.0, "se": 6.0, "lc": 48.0, "lc_se": 7.0, "n": N}
+    judge = {"model": "embedded/smollm2-135m-instruct", "instrument": "reverse", "verdict": "discrete"}
+    calibration = {"chosen": "reverse", "agreement": {"reverse": 0.84}, "pairs": 50, "se": 0.05}
+    moments = {"n": 1000, "mean": 1.0, "std": 4.0, "skewness": 0.2, "skewness_mean": 0.2, "skewness_sd": 0.1,
+               "responses": 20, "edges": [0.0, 1.0, 2.0], "counts": [400, 600]}  # fmt: skip
+    metric = {"mean": 4.5, "se": 0.1, "n": N, "failed": 0}
+    columns = {
+        c: {"score": 30.0, "se": 9.0, "n": 24}
+        for c in ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
+    }
+    by_stage: dict[str, dict[str, Any]] = {
+        "synthesize": {"usable": N, "personas": N, "pairs": N, "repetition": 0.1, "near_duplicates": 0.2},
+        "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": {"agreement": 0.7, "flip": None}},
+        "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
+        "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
+        "chat_benchmarks": {"mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
+                            "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
+        "leaderboard": {"columns": columns, "average": 30.0, "average_se": 4.0},
+        "math500": {"score": 20.0, "se": 5.0, "n": 60, "no_answer": 3},
+        "rating": {"metrics": dict.fromkeys(METRICS, metric), "average": 4.5, "n": N, "rater": "fake"},
+        "logits": {"totals": {"chat": moments, "math": moments}, "softcap": {"cap": None, "logits": "no cap"}},
+    }  # fmt: skip
+    assert "seed" in p or run.spec["stage"] == "leaderboard"
+    return by_stage[run.spec["stage"]]
+
+
+def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
+    ids = [f"p{n}" for n in range(N)]
+    texts = [{"text": f"one {n}"} for n in range(2)]
+    chat = [{"role": "assistant", "content": "some words"}]
+    return {
+        "synthesize": {
+            "prompts.jsonl": [{"id": i, "persona": "a baker", "prompt": f"Why {i}?", "reason": None} for i in ids],
+            "responses.jsonl": [{"id": i, "prompt": f"Why {i}?", "responses": texts} for i in ids],
+        },
+        "judge": {
+            "verdicts.jsonl": [{"id": i, "verdict": 1, "margin": 0.5} for i in ids],
+            "preferences.jsonl": [{"id": i, "prompt": chat, "chosen": chat, "rejected": chat} for i in ids],
+        },
+        "evaluate": {
+            "answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids],
+            "annotations.jsonl": [
+                {"instruction": f"Why {i}?", "output_1": "So.", "output_2": "Because.", "preference": 1.0 + n % 2}
+                for n, i in enumerate(ids)
+            ],
+        },
+    }.get(run.spec["stage"], {})
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for module in (runs, chain, page):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return tmp_path
+
+
+def finished(made: plan.Plan) -> Run:
+    """The table run of a plan all of whose other runs have fake results."""
+    plan.write_specs(made)
+    for run in made.runs[:-1]:
+        for name, rows in fake_files(run).items():
+            (run.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest = {"spec": run.spec, "results": fake_results(run), "files": {}}
+        (run.path / "run.json").write_text(json.dumps(manifest))
+    return Run(made.table.spec, made.table.path)
+
+
+@pytest.mark.parametrize("name", plan.experiments())
+def test_every_table_and_figure_is_whole(name: str, outputs: Path) -> None:
+    run = finished(plan.make("cpu", name))
+    rows = table_rows(run)
+    written = table.formatted(run, rows)
+    assert all(len(line) == len(written[0]) for line in written)
+    assert all(cell.strip() for line in written for cell in line)
+    assert not any(cell in ("None", "nan", "not run") for line in written for cell in line)
+    experiment = experiment_of(run)
+    head = " ".join(written[0])
+    assert name in TEXTS or SE_OR_INTERVAL.search(head + written[1][-1] + " ".join(written[1])), head
+    if "columns" in experiment:
+        assert "Paper" in head
+        paper = [c for c in experiment["columns"] if c.startswith("paper.")]
+        assert any(row.paper.get(c.removeprefix("paper.")) is not None for row in rows.values() for c in paper)
+    said = table.caption(run, rows)
+    assert f"`make reproduce-{name} PROFILE=cpu`" in said
+    checked = table.claims(run, rows)
+    assert all(c["verdict"] in ("supported", "not supported", "undecided") for c in checked)
+    table.write_tables(run, rows, checked)
+    assert (run.folder / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
+    drawn = figures.draw(run, rows, run.folder / f"{name}.png")
+    assert (drawn is None) == ("figure" not in experiment)
+    assert drawn is None or (run.folder / f"{name}.png").stat().st_size > 10_000
+
+
+def test_off_the_shelf_rows_come_from_the_published_leaderboard_and_say_so(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "table1"))
+    lines = {line[0]: line for line in table.formatted(run, table_rows(run))}
+    row = lines["Yi-34B-Chat, published"]
+    assert row[1:4] == ["27.2", "29.7", "1.3"]
+    assert row[4] == "27.19"
+    assert "GPT-4-Turbo (published)" in row
+    assert "not on the leaderboard" in lines["Self-Rewarding-70B-Iter3, published"]
+    assert "nothing ran here" in table.caption(run, table_rows(run))
+
+
+def test_a_row_that_cannot_run_is_named_with_its_reason_and_keeps_the_papers_numbers(outputs: Path) -> None:
+    made = plan.make("cpu", "table6")
+    failed = next(run.folder for run in made.runs if "/judge/length-" in run.folder)
+    run = finished(plan.without(made, {failed: "The model x cannot be had."}))
+    rows = table_rows(run)
+    line = next(line for line in table.formatted(run, rows) if line[0] == "Length-based feedback")
+    assert line[2] == "3.29"
+    assert "not run" in line
+    assert "Not run: Length-based feedback: The model x cannot be had." in table.caption(run, rows)
+    assert "not run" in [c["verdict"] for c in table.claims(run, rows)]
+
+
+def test_the_page_shows_what_has_finished_and_where_the_paper_disagrees_with_itself(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "table4"))
+    rows = table_rows(run)
+    figures.draw(run, rows, run.folder / "table4.png")
+    run.finish({})
+    text = page.write_page("cpu").read_text()
+    assert "Not finished: table1" in text
+    assert "data:image/png;base64" in text
+    assert "39.25; 39.30" in text
+
+
+def test_an_unknown_column_lists_what_there_is() -> None:
+    with pytest.raises(SaoError, match="no column 'wrr'; there are: lc"):
+        column("wrr")
