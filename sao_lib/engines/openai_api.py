@@ -29,7 +29,7 @@ def require_key(model: str) -> None:
 
 def most_usd(model: str, conversations: Sequence[Conversation], max_tokens: int) -> float:
     """Upper estimate in dollars of one call per conversation; raises SaoError if the model has no listed rate."""
-    rates = read_yaml(PARAMS / "rates.yaml")
+    rates = read_yaml(PARAMS / "rates.yaml")["api"]
     if model not in rates:
         raise SaoError(f"params/rates.yaml lists no price for '{model}', so its cost cannot be capped; add a line.")
     characters = sum(len(m["content"]) for c in conversations for m in c.messages)

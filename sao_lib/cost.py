@@ -1,0 +1,250 @@
+"""What runs cost before they run: `make plan-...`, and the dollar cap that stops a command before it starts.
+
+Everything comes from the parameters (`workload`) and params/rates.yaml.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from sao_lib import layers
+from sao_lib import plan as planning
+from sao_lib.chain import NOTEBOOKS, Planned
+from sao_lib.errors import SaoError
+from sao_lib.plan import Plan
+from sao_lib.progress import clock
+from sao_lib.runs import MANIFEST
+from sao_lib.settings import Machine
+from sao_lib.workload import Ask, Runs, asks, rates, trained_pairs
+
+API = "openai/"
+BYTES_PER_TOKEN = 12  # of text in the rows and the executed notebook that show it
+NOTEBOOK_GIB = 0.0005
+BF16, OPTIMISER = 2, 12  # bytes a parameter: weights as saved; fp32 weights and Adam's two moments in a checkpoint
+CHECKPOINTS = 2  # save_total_limit of the trainer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`device_hours` are hours of one card times the cards that a run holds, of one core without a GPU.
+
+    `calls` and `usd` are those of an API, tokens include the API's, `disk_gib` is what the run's folder holds.
+    """
+
+    tokens_in: float = 0
+    tokens_out: float = 0
+    device_hours: float = 0
+    disk_gib: float = 0
+    calls: float = 0
+    usd: float = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device from params/rates.yaml, and how many of it one run holds."""
+
+    name: str
+    count: int
+    entry: dict[str, Any]
+
+    @property
+    def dollars(self) -> float:
+        """Rent of one device in dollars an hour."""
+        return float(self.entry.get("usd_per_hour", 0))
+
+
+def devices_of(profile: str, machine: Machine | None = None) -> list[Device]:
+    """The device that a profile runs on, then the others that are priced beside it; SaoError if none is listed."""
+    named = rates()["profiles"].get(profile)
+    if not named:
+        raise SaoError(f"params/rates.yaml names no device for the profile {profile}; add a line to profiles.")
+    gpus = (machine or layers.validate(layers.profile_layers(profile)).machine).gpus
+    names = [named["device"], *named.get("others", [])]
+    return [Device(name, max(1, gpus), rates()["devices"][name]) for name in names]
+
+
+def estimate(run: Planned, known: Runs, device: Device | None = None) -> Cost:
+    """The cost of a run; `known` holds the runs it reads, by folder. SaoError for a model without a rate or size."""
+    device = device or devices_of(run.spec["profile"])[0]
+    wanted = asks(run, known)
+    over = device.entry["overhead"]
+    fixed = over["run"] + over.get(run.spec["stage"], 0)
+    hours = (fixed * device.count + sum(_seconds(ask, device) for ask in wanted)) / 3600
+    tokens_out = sum(a.tokens_out + a.steps for a in wanted)
+    disk = NOTEBOOK_GIB + BYTES_PER_TOKEN * tokens_out / 2**30 + _weights_gib(run, known)
+    calls = sum(a.calls for a in wanted if a.model.startswith(API))
+    read = sum(a.tokens_in + a.trained for a in wanted)
+    return Cost(read, tokens_out, hours, disk, calls, sum(map(_dollars, wanted)))
+
+
+def _seconds(ask: Ask, device: Device) -> float:
+    """Device-seconds of an ask, all the cards that the run holds counted."""
+    if ask.model.startswith(API):
+        speed = rates()["api_speed"]
+        return float(ask.calls * speed["seconds_per_call"] / speed["at_once"] * device.count)
+    speed, over = _speed(ask.model, device), device.entry["overhead"]
+    busy = (ask.tokens_in - ask.cached) / speed["prefill"] + ask.tokens_out / speed["decode"]
+    busy += ask.effort * ask.trained / speed["train"]
+    ready = (over[ask.starts] * device.count + BF16 * _billions(ask.model) / over["load"]) if ask.starts else 0
+    # A batch at a time holds every card, and all cards read the weights at once.
+    return float(busy + ask.steps / speed["steps"] * device.count + ready)
+
+
+def _speed(model: str, device: Device) -> dict[str, float]:
+    """Tokens per second of one device: measured for this model, else by counting operations."""
+    model = model.partition("@")[0]
+    if measured := device.entry.get("models", {}).get(model):
+        return dict(measured)
+    if "tflops" not in device.entry:
+        raise SaoError(f"params/rates.yaml has no speed of {model} on {device.name}; add a line to devices.")
+    operations = {"prefill": 2, "decode": 2, "train": 6}  # for each parameter and token
+    peak, used, n = device.entry["tflops"] * 1e12, device.entry["utilisation"], _billions(model) * 1e9
+    return {kind: used[kind] * peak / (times * n) for kind, times in operations.items()} | {
+        "steps": device.entry["steps"]
+    }
+
+
+def _billions(model: str) -> float:
+    size = rates()["parameters"].get(model.partition("@")[0])
+    if size is None:
+        raise SaoError(f"params/rates.yaml does not know the size of {model}; add a line to parameters.")
+    return float(size)
+
+
+def _dollars(ask: Ask) -> float:
+    """Dollars that an API is expected to ask; SaoError for a model that has no listed price."""
+    if not ask.model.startswith(API):
+        return 0.0
+    rate = rates()["api"].get(ask.model.removeprefix(API))
+    if rate is None:
+        raise SaoError(f"params/rates.yaml lists no price for {ask.model}, so it cannot be planned; add a line to api.")
+    return float((ask.tokens_in * rate["input"] + ask.tokens_out * rate["output"]) / 1e6)
+
+
+def _weights_gib(run: Planned, known: Runs) -> float:
+    """What a training leaves on disk: the model, and its checkpoints where it keeps some."""
+    if run.spec["stage"] != "train":
+        return 0.0
+    train = run.spec["params"]["train"]
+    saved = BF16 if train["save_dtype"] == "bfloat16" else 2 * BF16
+    steps = trained_pairs(run, known) * train["epochs"] / train["global_batch"]
+    every = train["save_steps"]  # and once more at the end
+    kept = OPTIMISER * min(CHECKPOINTS, math.ceil(steps / every)) if every else 0
+    return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * (saved + kept) / 2**30
+
+
+def over_cap(runs: Iterable[Planned], known: Runs) -> str | None:
+    """A sentence if the API calls of `runs` are expected to cost more than their engines' caps, else None."""
+    spent, caps = 0.0, [0.0]
+    for run in runs:
+        for ask in (a for a in asks(run, known) if a.model.startswith(API)):
+            usd = _dollars(ask)
+            spent, caps = spent + usd, [*caps, ask.cap]
+            if usd > ask.cap:
+                return f"{run.folder} is estimated at ${usd:.2f} of {ask.model}, more than its {_cap(ask.cap)}"
+    if spent > max(caps):
+        return f"The API calls of the runs to do are estimated at ${spent:.2f}, more than their {_cap(max(caps))}"
+    return None
+
+
+def _cap(usd: float) -> str:
+    return f"cap engine.max_usd = ${usd:.2f}; raise the cap or lower synthesize.n."
+
+
+def check_cap(runs: Sequence[Planned]) -> None:
+    """Raise SaoError if the runs that are not done are expected to spend more on an API than their engines may."""
+    reason = over_cap([run for run in runs if not run.done], {run.folder: run for run in runs})
+    if reason:
+        raise SaoError(f"Nothing was started: {reason}")
+
+
+def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> None:
+    """Print what experiments cost, and their runs, without starting one."""
+    plans = [planning.make(profile, name, assignments) for name in experiments]
+    runs = list({run.folder: run for plan in plans for run in plan.runs}.values())
+    done = sum(run.done for run in runs)
+    name = ", ".join(experiments) if len(experiments) < 4 else f"{len(experiments)} tables and figures"
+    print(f"{name} on {profile}: {len(runs)} runs, {done} done, {len(runs) - done} to do\n")
+    try:
+        print("\n".join(_summary(plans[0], runs)))
+    except SaoError as reason:  # a model of the user's own can still be run
+        print(f"No estimate: {reason}")
+    print("\nRuns:")
+    for run in runs:
+        print(f"  {'done' if run.done else 'to do':5}  {run.folder}")
+    if len(plans) > 1:
+        print(f"The tables ask for {sum(len(plan.runs) for plan in plans)} runs; these {len(runs)} are distinct.")
+    base = plans[0].base
+    print(f"{sum(len(p.rows) for p in plans)} rows; policy {base.policy.model}; {base.synthesize.n} personas")
+
+
+def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
+    """The table of stages, then wall clock, rent, downloads and what is assumed."""
+    known, devices = {run.folder: run for run in runs}, devices_of(plan.profile, plan.base.machine)
+    unit = "GPU" if plan.base.machine.gpus else "core"
+    costs = {run.folder: estimate(run, known, devices[0]) for run in runs}
+    lines = [f"{'stage':15}{'runs':>5}{'to do':>6}{'k tokens in':>13}{'k out':>9}{unit + '-hours':>11}"
+             f"{'disk GiB':>10}{'API calls':>11}{'API $':>9}"]  # fmt: skip
+    for stage in NOTEBOOKS:
+        if of := [run for run in runs if run.spec["stage"] == stage]:
+            lines.append(_line(stage, of, costs))
+    to_do = [run for run in runs if not run.done]
+    lines += [_line("total", runs, costs), _line("to do", to_do, costs), ""]
+    for device in devices:
+        hours = sum(estimate(run, known, device).device_hours for run in to_do)
+        lines.append(_clock_and_rent(device, hours, plan.base.machine))
+    if took := _took([run for run in runs if run.done], costs, devices[0], unit):
+        lines.append(took)
+    if hub := _hub_models(to_do, known):
+        lines.append(f"Models to have from the hub: {sum(hub.values()):.0f} GiB ({len(hub)} models).")
+    lines.append(f"Rates of {rates()['dated']} (params/rates.yaml). {devices[0].name}: {_origin(devices[0])}.")
+    reason = over_cap(to_do, known)
+    return [*lines, f"Would be refused: {reason}"] if reason else lines
+
+
+def _line(name: str, runs: list[Planned], costs: dict[str, Cost]) -> str:
+    cost = sum((costs[run.folder] for run in runs), Cost())
+    left = sum(not run.done for run in runs)
+    return (
+        f"{name:15}{len(runs):>5}{left:>6}{cost.tokens_in / 1e3:>13,.0f}{cost.tokens_out / 1e3:>9,.0f}"
+        f"{cost.device_hours:>11,.2f}{cost.disk_gib:>10,.1f}{cost.calls:>11,.0f}{cost.usd:>9,.2f}"
+    )
+
+
+def _took(done: list[Planned], costs: dict[str, Cost], device: Device, unit: str) -> str | None:
+    """What finished runs were estimated at and what they took, by their manifests; None if there are none."""
+    seconds = [json.loads((run.path / MANIFEST).read_text()).get("seconds", 0) for run in done]
+    # A manifest's seconds begin when the notebook's kernel is up.
+    hours = sum(s + device.entry["overhead"]["run"] for s in seconds) * device.count / 3600
+    planned = sum(costs[run.folder].device_hours for run in done)
+    return (
+        f"The {len(done)} runs that are done: estimated {planned:.2f}, took {hours:.2f} {unit}-hours." if done else None
+    )
+
+
+def _origin(device: Device) -> str:
+    return "; ".join(f"{kind}, {device.entry[kind]}" for kind in ("measured", "assumed") if kind in device.entry)
+
+
+def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
+    """Wall clock and rent of `hours` device-hours."""
+    if not machine.gpus:
+        jobs = machine.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        return f"Wall clock for what is to do, {jobs} at once: about {clock(3600 * hours / jobs)}."
+    wall = hours / device.count / (machine.jobs or 1)
+    return (
+        f"On {device.count} x {device.name}: {hours:,.1f} GPU-hours to do, {wall:,.1f} h of wall clock, "
+        f"${hours * device.dollars:,.0f} if rented at ${device.dollars:.2f} a card and hour (price and speed assumed)."
+    )
+
+
+def _hub_models(runs: list[Planned], known: Runs) -> dict[str, float]:
+    """GiB of weights to fetch, by model."""
+    named = {ask.model for run in runs for ask in asks(run, known)}
+    return {m: _billions(m) * 1e9 * BF16 / 2**30 for m in named if not m.startswith((API, "embedded/", ".", "/"))}

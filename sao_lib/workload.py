@@ -1,0 +1,269 @@
+"""What a planned run asks of models, in tokens, computed from its parameters and those of the runs it reads.
+
+Expected lengths of texts are in params/rates.yaml. Nothing is loaded, counted or tokenised.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sao_lib.chain import Planned
+from sao_lib.evaluate.instruments import simple_parts
+from sao_lib.rewards import RELEVANCE_MODEL
+from sao_lib.settings import PARAMS, ROOT, read_yaml
+
+CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here
+FAULTS = 5  # labelled pairs to a question
+METRICS = 5  # ratings of a response
+SHARED_ANSWERS = 0.6  # a question's five labelled pairs share the good answer, which is scored once
+VERDICT_LIMIT = 512  # tokens of a judge's text
+POINTWISE = ("likelihood", "reverse", "relevance")
+
+Params = dict[str, Any]
+Runs = Mapping[str, Planned]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Work for one model. Tokens are sums over `calls`; `cached` are those of tokens_in that a prefix cache saves.
+
+    `trained` tokens go forward and backward, at `effort` times the plain operations; `steps` are tokens that
+    transformers writes one batch at a time. `starts` names the overhead of getting the model ready, None where it is
+    ready already. `cap` is the engine's limit in dollars.
+    """
+
+    model: str
+    calls: float = 0
+    tokens_in: float = 0
+    tokens_out: float = 0
+    cached: float = 0
+    trained: float = 0
+    effort: float = 1
+    steps: float = 0
+    starts: str | None = "engine"
+    cap: float = 0
+
+
+@cache
+def rates() -> dict[str, Any]:
+    """params/rates.yaml."""
+    return read_yaml(PARAMS / "rates.yaml")
+
+
+def expected(kind: str, limit: float) -> float:
+    """Tokens of a text of this kind under a limit in tokens."""
+    lengths = rates()["lengths"]
+    return min(float(lengths[kind]), lengths["share"] * limit)
+
+
+def asks(run: Planned, known: Runs) -> list[Ask]:
+    """What the run asks of models, none for a table. `known` holds the runs that it reads, by folder."""
+    make: Callable[[Params, Planned, Runs], list[Ask]] | None = STAGES.get(run.spec["stage"])
+    return make(run.spec["params"], run, known) if make else []
+
+
+def _length(kind: str) -> float:
+    return float(rates()["lengths"][kind])
+
+
+def _form(template: str) -> float:
+    """Tokens of a template file, texts to be filled in left out."""
+    return (ROOT / template).stat().st_size / CHARACTERS_PER_TOKEN
+
+
+def _turn(policy: Params) -> float:
+    """Tokens that a policy's template and system message put round a prompt."""
+    return 2 * _length("turn") + len(policy["system"] or "") / CHARACTERS_PER_TOKEN
+
+
+def _source(run: Planned, known: Runs) -> Params:
+    """The synthesize parameters behind a judge's or a training's pairs."""
+    while run.spec["stage"] != "synthesize":
+        run = known[run.inputs.get("judge") or run.inputs["synthesize"]]
+    return dict(run.spec["params"]["synthesize"])
+
+
+def pairs_of(s: Params) -> float:
+    """Pairs of responses that a synthesize section is expected to give."""
+    usable = s["n"] if s["source"] == "dataset" else _length("usable") * s["n"]
+    return float(min(usable, s["pairs"] or math.inf))
+
+
+def _prompt(s: Params) -> float:
+    return expected("prompt", s["max_prompt_tokens"])
+
+
+def _synthesize(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    s = p["synthesize"]
+    writer, answers = s["generator"] or p["policy"], 2 * pairs_of(s)
+    calls, tokens_in, tokens_out, cached = answers, answers * (_turn(writer) + _prompt(s)), 0.0, 0.0
+    tokens_out = answers * expected("response", s["max_response_tokens"])
+    if s["source"] != "dataset" and "prompts" not in run.inputs:
+        form = _form(s["template"])
+        cached = s["n"] * form * 0.9  # the same for all; the cache keeps whole blocks
+        calls, tokens_in = calls + s["n"], tokens_in + s["n"] * (form + _length("persona"))
+        tokens_out += s["n"] * _prompt(s)
+    return [Ask(writer["model"], calls, tokens_in, tokens_out, cached, cap=p["engine"]["max_usd"])]
+
+
+def _judge(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    j, s = p["judge"], _source(run, known)
+    prompt, response = _prompt(s), expected("response", s["max_response_tokens"])
+    pairs, audit = pairs_of(s), FAULTS * j["audit_questions"]
+    if j["source"] == "reward":
+        calls = 2.0 * (pairs + audit)
+        return [Ask(j["model"], calls, calls * (prompt + response), starts="transformers")]
+    if j["source"] != "llm":
+        return []
+    calls = pairs * (2 if j["orders"] == "both" else 1) + 2 * audit
+    form = _form(j["template"]) + _length("turn")
+    out = expected("verdict", VERDICT_LIMIT) if j["reading"] == "text" else 1
+    model = j["model"] or p["policy"]["model"]
+    return [Ask(model, calls, calls * (form + prompt + 2 * response), calls * out, cap=p["engine"]["max_usd"])]
+
+
+def trained_pairs(run: Planned, known: Runs) -> float:
+    """Pairs that a training is expected to see in an epoch."""
+    t = run.spec["params"]["train"]
+    pairs = float(_rows(t["data"])) if t["data"] else _length("decided") * pairs_of(_source(run, known))
+    return float(min(max(pairs - t["held_out"], t["global_batch"]), t["pairs"] or math.inf))
+
+
+def _train(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    t, policy, kept = p["train"], p["policy"], trained_pairs(run, known)
+    if t["data"]:
+        sequence = expected("prompt", 100) + expected("response", t["max_length"] / 4)
+    else:
+        s = _source(run, known)
+        sequence = _prompt(s) + expected("response", s["max_response_tokens"])
+    per_pair = 2 * (_turn(policy) + sequence)
+    effort = 4 / 3 if t["gradient_checkpointing"] else 1  # the forward pass is done twice
+    trained = kept * t["epochs"] * per_pair
+    reference = kept * per_pair if t["loss"] == "dpo" else 0
+    steps = kept * t["epochs"] / t["global_batch"]
+    sampled = (2 + (steps // t["sample_every"] if t["sample_every"] else 0)) * t["sample_tokens"]
+    read = t["held_out"] * per_pair + reference
+    return [Ask(policy["model"], 0, read, trained=trained, effort=effort, steps=sampled, starts="launch")]
+
+
+def _rows(source: str) -> int:
+    """Rows of a preference set: counted where it is a file of the suite, from the rates where it is on the hub."""
+    if source.startswith("hub:"):
+        return int(rates()["rows"].get(source, max(rates()["rows"].values())))
+    with (ROOT / source).open(encoding="utf-8") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _judging(p: Params) -> tuple[str, float]:
+    """The evaluation judge's model and the cap of its engine, in dollars."""
+    e = p["evaluate"]
+    return e["judge_model"] or p["policy"]["model"], float((e["judge_engine"] or p["engine"])["max_usd"])
+
+
+def _instrument(name: str, pairs: float, response: float, p: Params, share: float = 1) -> Ask:
+    """What one instrument asks for `pairs` of answers of `response` tokens; `share` of pointwise scores are new."""
+    model, cap = _judging(p)
+    prompt = expected("prompt", 64)
+    if name in POINTWISE:
+        calls = 2 * pairs * share
+        ready = "transformers" if name == "relevance" else None
+        model, said = (RELEVANCE_MODEL, 0.0) if name == "relevance" else (model, calls)
+        return Ask(model, calls, calls * (prompt + response + _length("turn")), said, starts=ready)
+    calls = pairs * (2 if name == "ranking" else 1)
+    read = _length("form") + prompt + 2 * response
+    return Ask(model, calls, calls * read, calls, starts=None, cap=cap)
+
+
+def _judged(p: Params, pairs: float, response: float) -> list[Ask]:
+    """Asks of the chosen instrument, unknown before: an equal part of each candidate's, kept where there is one."""
+    names = simple_parts(p["evaluate"]["judges"])
+    return [_instrument(name, pairs / len(names), response, p) for name in names]
+
+
+def _opened(p: Params, answering: bool) -> list[Ask]:
+    """The evaluation judge's start; the same local model that has just answered is kept."""
+    model, cap = _judging(p)
+    kept = answering and model == p["policy"]["model"]
+    return [] if kept or model.startswith("openai/") else [Ask(model, cap=cap)]
+
+
+def _evaluate(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    e, policy = p["evaluate"], p["policy"]
+    response, answering = expected("response", e["max_tokens"]), "answers" not in run.inputs
+    out = _opened(p, answering)
+    if answering:
+        read = e["n"] * (_turn(policy) + expected("prompt", 64))
+        out.append(Ask(policy["model"], e["n"], read, e["n"] * response))
+    if "calibration" not in run.inputs:
+        labelled = FAULTS * e["labelled_questions"]
+        names = simple_parts(e["judges"])
+        out += [_instrument(name, labelled, min(response, 80), p, SHARED_ANSWERS) for name in names]
+    return out + _judged(p, e["n"], response)
+
+
+def _chat_benchmarks(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    b, policy = p["chat_benchmarks"], p["policy"]
+    response, prompt, turn = expected("response", b["max_tokens"]), expected("prompt", 120), _turn(policy)
+    mt, arena = b["mt_bench_n"], b["arena_hard_n"]
+    read = mt * (3 * (turn + prompt) + response) + arena * (turn + prompt)
+    out = [Ask(policy["model"], 2 * mt + arena, read, (2 * mt + arena) * response), *_opened(p, True)]
+    model, cap = _judging(p)
+    said = expected("verdict", VERDICT_LIMIT) if b["reading"] == "text" else 1
+    rated = mt * (2 * _length("form") + 3 * (prompt + response))  # turn 2 shows both
+    out.append(Ask(model, 2 * mt, rated, 2 * mt * said, starts=None, cap=cap))
+    if b["reading"] != "text":
+        return out + _judged(p, arena, response)
+    games = 2 * arena * (_length("form") + prompt + 2 * response)
+    return [*out, Ask(model, 2 * arena, games, 2 * arena * expected("response", 2048), starts=None, cap=cap)]
+
+
+def _leaderboard(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    settings, read, generated = p["leaderboard"], 0.0, 0.0
+    for name, task in rates()["leaderboard"].items():
+        n = task["questions"]
+        if settings["data"]:
+            files = [f for split in ("test", "validation") for f in (ROOT / settings["data"]).glob(f"{name}*_{split}*")]
+            n = sum(_rows(str(f)) for f in files)
+        n = min(n, (settings["limit"] or math.inf) * task.get("subjects", 1))
+        read += n * task["tokens"]
+        generated += n * expected("verdict", settings["max_gen_toks"]) if name == "gsm8k" else 0
+    steps = generated / settings["batch_size"]
+    return [Ask(p["policy"]["model"], 0, read, 0, steps=steps, starts="transformers")]
+
+
+def _math500(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    m, policy = p["math500"], p["policy"]
+    read = m["n"] * (_turn(policy) + _form(m["template"]) + expected("prompt", 100))
+    return [Ask(policy["model"], m["n"], read, m["n"] * expected("response", m["max_tokens"]))]
+
+
+def _rating(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    r, s = p["rating"], _source(run, known)
+    n = min(r["n"], _length("decided") * pairs_of(s))
+    calls, out = (n, expected("verdict", 100)) if r["reading"] == "text" else (n * METRICS, 1.0)
+    read = _length("form") + _prompt(s) + expected("response", s["max_response_tokens"])
+    cap = float((r["engine"] or p["engine"])["max_usd"])
+    return [Ask(r["model"] or p["policy"]["model"], calls, calls * read, calls * out, cap=cap)]
+
+
+def _logits(p: Params, run: Planned, known: Runs) -> list[Ask]:
+    settings, policy = p["logits"], p["policy"]
+    n, response = 2 * settings["prompts"], expected("response", settings["max_tokens"])
+    read = n * (_turn(policy) + expected("prompt", 100))
+    again = Ask(policy["model"], 0, read + n * response, starts="transformers")  # the logits themselves
+    return [Ask(policy["model"], n, read, n * response), again]
+
+
+STAGES: dict[str, Callable[[Params, Planned, Runs], list[Ask]]] = {
+    "synthesize": _synthesize,
+    "judge": _judge,
+    "train": _train,
+    "evaluate": _evaluate,
+    "chat_benchmarks": _chat_benchmarks,
+    "leaderboard": _leaderboard,
+    "math500": _math500,
+    "rating": _rating,
+    "logits": _logits,
+}

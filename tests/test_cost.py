@@ -1,0 +1,193 @@
+"""What a plan says it costs: by hand in small cases, against what the main path took, and the dollar cap."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sao_lib import chain, cost, plan, reproduce
+from sao_lib.chain import Planned
+from sao_lib.engines.openai_api import most_usd
+from sao_lib.errors import SaoError
+from sao_lib.workload import asks, rates
+
+MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "main_path.json").read_text())
+API_JUDGE = ["judge.model=openai/gpt-4o", "judge.engine=null", "judge.reading=text", "judge.orders=one"]
+
+
+def planned(profile: str, experiment: str, *assignments: str) -> dict[str, Planned]:
+    return {run.folder: run for run in plan.make(profile, experiment, list(assignments)).runs}
+
+
+def of_stage(runs: dict[str, Planned], stage: str, name: str = "") -> Planned:
+    return next(run for run in runs.values() if run.spec["stage"] == stage and run.spec["name"].startswith(name))
+
+
+def api_runs(monkeypatch: pytest.MonkeyPatch, outputs: Path, *assignments: str) -> list[Planned]:
+    """The smoke experiment's runs with GPT-4o as every judge, none of them done."""
+    monkeypatch.setattr(chain, "OUTPUTS", outputs)
+    return list(planned("cpu", "smoke", *API_JUDGE, "judge.source=llm", *assignments).values())
+
+
+def test_a_judge_by_hand() -> None:
+    runs = planned("cpu", "table6")
+    (ask,) = asks(of_stage(runs, "judge", "self"), runs)
+    form = (Path(__file__).parents[1] / "params/templates/ranking_small.yaml").stat().st_size / 4.2 + 10
+    calls = 2 * 36 + 2 * 5 * 4  # pairs and audit, both in both orders
+    assert ask.calls == calls
+    assert ask.tokens_in == pytest.approx(calls * (form + 0.7 * 80 + 2 * 0.7 * 96))
+    assert ask.tokens_out == calls
+    assert asks(of_stage(runs, "judge", "random"), runs) == []
+
+
+def test_a_training_by_hand_on_gpus() -> None:
+    runs = planned("paper", "table6")
+    run = of_stage(runs, "train", "simpo-self")
+    pairs = 0.95 * 0.9 * 10_000 - 256
+    trained = pairs * 2 * (20 + 90 + 450)
+    (ask,) = asks(run, runs)
+    assert ask.trained == pytest.approx(trained)
+    assert ask.tokens_in == pytest.approx(256 * 2 * 560)  # held-out pairs are read once
+    assert ask.steps == 3 * 256  # before, after 50 of 64 steps, and at the end
+    per_token, peak = 9.24e9, 312e12
+    busy = 4 / 3 * 6 * per_token * trained / (0.3 * peak)  # checkpointing goes forward twice
+    busy += 2 * per_token * ask.tokens_in / (0.4 * peak)
+    cards = 4 * (10 + 120 + 3 * 256 / 25)  # all four wait for the notebook, the launch and each step
+    seconds = busy + cards + 2 * 9.24 / 2  # loading 18 GB at 2 GB/s
+    found = cost.estimate(run, runs)
+    assert found.device_hours * 3600 == pytest.approx(seconds)
+    assert found.disk_gib == pytest.approx(9.24e9 * (2 + 12) / 2**30, rel=0.01)  # saved, and one checkpoint at the end
+
+
+def test_an_api_judge_by_hand() -> None:
+    runs = planned("paper", "table6")
+    run = of_stage(runs, "judge", "gpt-4o-mini")
+    found = cost.estimate(run, runs)
+    assert found.calls == 9000 + 2 * 5 * 40
+    (ask,) = asks(run, runs)
+    assert found.usd == pytest.approx((0.15 * ask.tokens_in + 0.60 * 150 * 9400) / 1e6)
+
+
+def measured_experiments() -> tuple[str, list[str]]:
+    """The command whose stages benchmarks/main_path.json holds, and its experiments."""
+    command = next(key for key in MEASURED if key.startswith("reproduce-"))
+    name = command.removeprefix("reproduce-")
+    return command, plan.experiments() if name == "all" else [name]
+
+
+def predicted(runs: dict[str, Planned]) -> dict[str, float]:
+    """Core-seconds by stage."""
+    seconds: dict[str, float] = {}
+    for run in runs.values():
+        stage = run.spec["stage"]
+        seconds[stage] = seconds.get(stage, 0) + cost.estimate(run, runs).device_hours * 3600
+    return seconds
+
+
+def test_the_prediction_on_cpu_is_near_what_it_took() -> None:
+    command, names = measured_experiments()
+    seconds = predicted({folder: run for name in names for folder, run in planned("cpu", name).items()})
+    took = {stage: entry["seconds"] for stage, entry in MEASURED["stages"].items()}
+    assert 1 / 1.5 < sum(seconds.values()) / sum(took.values()) < 1.5
+    for stage in took:
+        assert 0.5 < seconds[stage] / took[stage] < 2, stage
+    assert 1 / 1.5 < sum(seconds.values()) / 2 / MEASURED[command]["seconds"] < 1.5  # two at once
+
+
+def test_the_prediction_of_table6_on_cpu_is_near_what_it_took() -> None:
+    stages = {stage: entry["seconds"] for stage, entry in MEASURED["stages"].items()}
+    took = MEASURED.get("targets", {}).get("table6", {"seconds": sum(stages.values())})["seconds"]
+    assert 1 / 1.5 < sum(predicted(planned("cpu", "table6")).values()) / took < 1.5
+
+
+def test_everything_can_be_priced_on_every_profile() -> None:
+    for profile in ("cpu", "gpu", "paper"):
+        for name in plan.experiments():
+            runs = planned(profile, name)
+            for device in cost.devices_of(profile):
+                total = sum((cost.estimate(run, runs, device) for run in runs.values()), cost.Cost())
+                assert total.device_hours > 0, name
+
+
+def test_runs_that_are_done_are_not_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chain, "OUTPUTS", tmp_path)
+    runs = planned("cpu", "smoke")
+    for run in runs.values():
+        if run.spec["stage"] in ("synthesize", "judge"):
+            run.path.mkdir(parents=True)
+            (run.path / "run.json").write_text("{}")
+    cost.show_plan("cpu", ["smoke"], [])
+    shown = capsys.readouterr().out
+    rows = {line[:15].strip(): line[15:].split() for line in shown.splitlines() if line[:1].isalpha()}
+    assert rows["synthesize"][:2] == ["1", "0"]
+    left = [run for run in runs.values() if not run.done]
+    assert rows["total"][:2] == [str(len(runs)), str(len(left))]
+    hours = sum(cost.estimate(run, runs).device_hours for run in left)
+    assert float(rows["to do"][4]) == pytest.approx(hours, abs=0.006)
+    assert float(rows["to do"][4]) < float(rows["total"][4])
+    assert f"The {len(runs) - len(left)} runs that are done: estimated" in shown
+    assert f"Rates of {rates()['dated']}" in shown
+
+
+def test_assumed_rates_are_said_to_be_assumed(capsys: pytest.CaptureFixture[str]) -> None:
+    cost.show_plan("paper", ["table6"], [])
+    assert "never measured" in capsys.readouterr().out
+    for name, device in rates()["devices"].items():
+        assert "measured" in device or "assumed" in device, name
+
+
+def test_a_cap_refuses_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = api_runs(monkeypatch, tmp_path)
+    cost.check_cap(runs)
+    with pytest.raises(SaoError, match=r"^Nothing was started: .* more than .*engine\.max_usd = \$0\.00"):
+        cost.check_cap(api_runs(monkeypatch, tmp_path, "engine.max_usd=0"))
+    known = {run.folder: run for run in runs}
+    total = sum(cost.estimate(run, known).usd for run in runs)
+    largest = max(cost.estimate(run, known).usd for run in runs)
+    if largest < total:  # each run within the cap, all together not
+        with pytest.raises(SaoError, match="of the runs to do"):
+            cost.check_cap(api_runs(monkeypatch, tmp_path, f"engine.max_usd={(largest + total) / 2:.6f}"))
+
+
+def test_what_is_done_is_not_held_against_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
+    for run in runs:
+        run.path.mkdir(parents=True)
+        (run.path / "run.json").write_text("{}")
+    cost.check_cap(runs)
+
+
+def test_reproduce_asks_the_cap_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr(chain, "OUTPUTS", tmp_path)
+    started: list[object] = []
+    monkeypatch.setattr(reproduce, "_snakemake", lambda *given: started.append(given))
+    with pytest.raises(SaoError, match="Nothing was started"):
+        reproduce.reproduce("cpu", ["smoke"], [*API_JUDGE, "judge.source=llm", "engine.max_usd=0"])
+    assert not started
+
+
+def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = planned("paper", "smoke", "policy.model=some/model@main")
+    for run in (of_stage(runs, "synthesize"), of_stage(runs, "train")):
+        with pytest.raises(SaoError, match=r"^params/rates\.yaml does not know the size of some/model"):
+            cost.estimate(run, runs)
+    cost.show_plan("cpu", ["smoke"], ["policy.model=some/model@main"])
+    shown = capsys.readouterr().out
+    assert "No estimate: params/rates.yaml has no speed of some/model on cpu-core" in shown
+    assert "to do" in shown
+    runs = planned("cpu", "smoke", *API_JUDGE, "judge.source=llm", "judge.model=openai/gpt-9")
+    with pytest.raises(SaoError, match="lists no price for openai/gpt-9"):
+        cost.check_cap(list(runs.values()))
+    with pytest.raises(SaoError, match="lists no price for 'gpt-9'"):
+        most_usd("gpt-9", [], 1)
+    with pytest.raises(SaoError, match="names no device for the profile laptop"):
+        cost.devices_of("laptop")
+
+
+def test_costs_add_up() -> None:
+    one = cost.Cost(1, 2, 3, 4, 5, 6)
+    assert one + one == cost.Cost(2, 4, 6, 8, 10, 12)
+    assert one + cost.Cost() == one
