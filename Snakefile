@@ -20,10 +20,9 @@ for number, run in enumerate(PLAN["runs"], 1):
             ancient([f"{OUT}/{folder}/run.json" for folder in run["inputs"]]),
         output:
             f"{OUT}/{run['folder']}/run.json",
-        threads: 1
+        threads: run["threads"]
         resources:
-            gpus=PLAN["machine"]["gpus"],
-            mem_mb=int(PLAN["machine"]["memory_gib"] * 1024),
+            **run["resources"],
         params:
             folder=f"{OUT}/{run['folder']}",
         shell:

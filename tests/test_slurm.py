@@ -1,0 +1,166 @@
+"""Clusters: what each stage asks for, and a real graph through snakemake's SLURM plugin on a real one-node SLURM."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+from sao_lib import cluster, plan
+from sao_lib.chain import NOTEBOOKS
+from sao_lib.errors import SaoError
+from sao_lib.settings import ROOT, Stage
+
+SCRIPTS = ROOT / "tests" / "slurm"
+SMALLEST = ["synthesize.n=4", "synthesize.pairs=2", "judge.source=length", "judge.audit_questions=1"]
+
+
+class Resources(dict):  # type: ignore[type-arg]
+    """As the plugin's functions read snakemake's."""
+
+    def __getattr__(self, name: str) -> object:
+        return self[name]
+
+
+def asked(run: plan.Planned, made: plan.Plan) -> str:
+    """sbatch's options for a run, by the plugin's own functions."""
+    machine = made.base.machine
+    job = SimpleNamespace(
+        resources=Resources(cluster.resources(run, machine)), threads=cluster.threads(run, machine, "slurm")
+    )
+    given = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "x")
+    return get_submit_command(job, given) + set_gres_string(job)
+
+
+@pytest.fixture(scope="module")
+def paper() -> plan.Plan:
+    return plan.make("paper", "table6")
+
+
+def test_training_on_the_papers_machine_asks_for_its_cards_memory_and_time(paper: plan.Plan) -> None:
+    train = next(run for run in paper.runs if run.spec["stage"] == "train")
+    call = asked(train, paper)
+    for option in ("--gpus=4", "--mem 262144", "-t 2880", "--cpus-per-task=32"):
+        assert option in call
+    assert "--ntasks" not in call  # as many tasks as cards would multiply the cores
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("random", False), ("length", False), ("armorm", True), ("self", True)])
+def test_a_judge_that_opens_no_model_asks_for_no_gpu(paper: plan.Plan, name: str, gpu: bool) -> None:
+    judge = next(r for r in paper.runs if r.spec["stage"] == "judge" and r.spec["name"].startswith(name))
+    assert ("--gpus=4" in asked(judge, paper)) is gpu
+
+
+def test_tables_ask_for_no_gpu(paper: plan.Plan) -> None:
+    assert "gpu" not in cluster.resources(paper.table, paper.base.machine)
+
+
+def test_every_stage_can_be_given_resources() -> None:
+    assert set(NOTEBOOKS) == set(get_args(Stage))
+
+
+def test_resources_are_no_part_of_a_runs_identity() -> None:
+    given = ["machine.stages.train.minutes=5", "machine.cpus=2"]
+    assert [r.folder for r in plan.make("cpu", "smoke").runs] == [
+        r.folder for r in plan.make("cpu", "smoke", given).runs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("sge", "There is no cluster 'sge'"), ("slurm", "sbatch"), ("kubernetes", "does not work yet")]
+)
+def test_a_cluster_that_cannot_be_had_is_one_sentence(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.shutil, "which", lambda _: None)
+    monkeypatch.setattr(cluster, "find_spec", lambda module: True)
+    with pytest.raises(SaoError, match=said):
+        cluster.check(name)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a real SLURM with this host as its one node; stopped afterwards."""
+    folder = tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([SCRIPTS / "start.sh", folder], stderr=subprocess.PIPE, text=True, check=False)
+    if started.returncode == 3:
+        pytest.skip(started.stderr.strip())
+    assert started.returncode == 0, started.stderr
+    yield folder
+    subprocess.run([SCRIPTS / "stop.sh", folder], check=True)
+
+
+def environment(outputs: Path) -> dict[str, str]:
+    given = {"SAO_OUTPUTS": str(outputs), "SNAKEMAKE_PROFILE": str(SCRIPTS / "profile")}
+    return {**os.environ, **given, "OPENAI_API_KEY": "", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def outputs(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of the smallest real table, whose three runs SLURM did."""
+    folder = tmp_path_factory.mktemp("outputs")
+    words = ["reproduce", "table13", "--cluster", "slurm", "--set", *SMALLEST]
+    call = [sys.executable, "-m", "sao_lib", *words]
+    done = subprocess.run(call, env=environment(folder), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    assert "3 of 3 runs to do, handed to slurm" in done.stdout
+    assert len(re.findall("has been submitted with SLURM jobid", done.stdout)) == 3
+    assert "| Ranking |" in done.stdout
+    return folder
+
+
+def ended(slurm: Path) -> list[dict[str, str]]:
+    """SLURM's own record of the jobs that have ended."""
+    log = slurm / "jobs.txt"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+
+def runs_done(outputs: Path) -> list[str]:
+    return [json.loads(line)["run"] for line in (outputs / "cpu" / "done.jsonl").read_text().splitlines()]
+
+
+def test_slurm_ran_every_stage_with_the_time_and_memory_it_stated(slurm: Path, outputs: Path) -> None:
+    jobs = ended(slurm)[:3]
+    assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 3
+    assert [job["TimeLimit"] for job in jobs] == ["60", "60", "15"]
+    assert [re.findall(r"mem=([^,]+)", job["Tres"]) for job in jobs] == [["3.50G"], ["3.50G"], ["2G"]]
+    said = "".join(path.read_text() for path in (outputs / "slurm_logs").rglob("*.log"))
+    assert all(re.search(rf"{stage}/.*: done in", said) for stage in ("synthesize", "judge", "ablate"))
+    assert len(runs_done(outputs)) == 3
+
+
+def wait_until_idle() -> None:
+    """The cores of a job that has ended are free a while later."""
+    for _ in range(60):
+        state = subprocess.run(["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, check=True)
+        if state.stdout.strip() == "idle":
+            return
+        time.sleep(1)
+
+
+def test_two_jobs_asked_for_the_same_run_produce_it_once(slurm: Path, outputs: Path) -> None:
+    table = outputs / "cpu" / "table13"
+    (table / "run.json").unlink()
+    before, job = len(runs_done(outputs)), f"{sys.executable} -m sao_lib run {table} --of cpu/table13"
+    submit = ["sbatch", "--mem=2000", "--output", f"{outputs}/%j.log", "--chdir", str(ROOT), "--wrap", job]
+    known = len(ended(slurm))
+    wait_until_idle()
+    for _ in range(2):
+        subprocess.run(submit, env=environment(outputs), check=True, capture_output=True)
+    deadline = time.monotonic() + 240
+    while len(ended(slurm)) < known + 2 and time.monotonic() < deadline:
+        time.sleep(1)
+    first, second = sorted(ended(slurm)[known:], key=lambda job: int(job["JobId"]))
+    assert first["ExitCode"] == second["ExitCode"] == "0:0"
+    if (os.cpu_count() or 1) > 1:
+        assert second["StartTime"] < first["EndTime"], "both ran at once, one waiting for the other's lock"
+    assert (table / "run.json").exists()
+    assert len(runs_done(outputs)) == before + 1
