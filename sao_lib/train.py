@@ -81,9 +81,12 @@ def launch(run: Run, settings: Train) -> None:
     """Train in a process started by accelerate; raises SaoError with the end of its log if it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_processes", str(settings.processes)]
+    command += ["--main_process_port", "0"]  # any free one: runs may train side by side
     if settings.deepspeed:
         command += ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / settings.deepspeed)]
-    elif settings.processes == 1 and not _cuda():
+    elif settings.processes > 1:
+        command += ["--multi_gpu"]  # the launcher's word for one process per device; they may all be CPU
+    elif not _cuda():
         command += ["--cpu"]
     command += ["-m", "sao_lib.trainer", str(run.folder)]
     environment = {
@@ -106,12 +109,19 @@ def launch(run: Run, settings: Train) -> None:
             preexec_fn=die_with_parent,
         )
     if done.returncode:
-        said = (run.folder / TRAINER_LOG).read_text().strip().splitlines()
-        reason = next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no output")
+        reason = why_stopped((run.folder / TRAINER_LOG).read_text())
         raise SaoError(
-            f"Training of {run.folder.name} stopped ({done.returncode}): {reason.strip()[:300]} "
+            f"Training of {run.folder.name} stopped ({done.returncode}): {reason} "
             f"The whole log is in {run.folder / TRAINER_LOG}; run the same command to try again."
         )
+
+
+def why_stopped(log: str) -> str:
+    """The last error in a trainer's log that is not a launcher's, which says that a process failed and not why."""
+    said = log.strip().splitlines()
+    launchers = ("ChildFailedError", "CalledProcessError", "error_file")
+    errors = [line for line in said if "Error" in line and not any(name in line for name in launchers)]
+    return (errors or said or ["no output"])[-1].strip()[:300]
 
 
 def _cuda() -> bool:

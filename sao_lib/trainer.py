@@ -7,24 +7,27 @@ TRL's and ORPO against hand-computed values. It leans on private names of
 TRL 1.16 (`_prepare_dataset`, `_compute_loss`, `_metrics`), which is why TRL is pinned exactly.
 """
 
-import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate.utils import gather_object
+from datasets import Dataset, load_from_disk
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig, DPOTrainer
-from trl.models.utils import unwrap_model_for_generation
+from trl.distributed import DistributedBackend
 
+from sao_lib.callbacks import Curves, Samples
+from sao_lib.errors import SaoError
 from sao_lib.losses import orpo_loss, simpo_loss, simpo_reward
 from sao_lib.models import resolve
-from sao_lib.progress import Progress
-from sao_lib.runs import Run, append_rows, read_rows, write_atomic
-from sao_lib.settings import Train
+from sao_lib.runs import Run, read_rows, write_atomic
+from sao_lib.settings import ROOT, Train
 
 
 def completion_logps(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -82,86 +85,45 @@ class PreferenceTrainer(DPOTrainer):
             metrics[f"rewards/{name}"].append(self.accelerator.gather(value.float()).mean().item())
 
 
-class Curves(TrainerCallback):
-    """Appends every log line of the trainer to metrics.jsonl and reports progress."""
+def deepspeed_on_cpu() -> dict[str, Any]:
+    """Arguments with which DeepSpeed trains on CPU; empty with CUDA or without DeepSpeed.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.progress: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            write_atomic(self.folder / "metrics.jsonl", "".join(map(_line, _steps(state.log_history))))
-            self.progress = Progress(self.folder, "step", state.max_steps, state.global_step, "steps")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress:
-            self.progress.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            append_rows(self.folder / "metrics.jsonl", _steps([{**(logs or {}), "step": state.global_step}]))
-
-
-class Samples(TrainerCallback):
-    """Answers a few fixed prompts greedily before training, every `sample_every` steps and after, into samples.jsonl.
-
-    Rows are {step, prompt, text, tokens}. A collapse shows here first: answers that shrink, swell or repeat.
+    Accelerate 1.15 makes a DeepSpeed state for GPUs alone, so on CPU we make it and the gloo group ourselves.
     """
+    if torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return {}
+    os.environ["DS_ACCELERATOR"] = "cpu"  # before the import, which chooses the device
+    import deepspeed
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]], tokenizer: Any, settings: Train) -> None:
-        self.path, self.tokenizer = folder / "samples.jsonl", tokenizer
-        self.prompts = [row["prompt_ids"] for row in rows[: settings.samples]]
-        self.max_tokens, self.every = settings.sample_tokens, settings.sample_every
-        self.trainer: PreferenceTrainer | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            if state.is_world_process_zero:
-                self.path.unlink(missing_ok=True)
-            self.sample(0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps or (self.every and state.global_step % self.every == 0):
-            self.sample(state.global_step)
-
-    def sample(self, step: int) -> None:
-        assert self.trainer is not None
-        accelerator, training = self.trainer.accelerator, self.trainer.model_wrapped.training
-        batch = self.tokenizer.pad({"input_ids": self.prompts}, padding_side="left", return_tensors="pt")
-        with unwrap_model_for_generation(self.trainer.model_wrapped, accelerator) as model, torch.no_grad():
-            model.eval()
-            # Autocast would cast every frozen weight again for every token; a GPU's attention kernels want it.
-            with accelerator.autocast() if accelerator.device.type == "cuda" else contextlib.nullcontext():
-                out = model.generate(
-                    **batch.to(accelerator.device), max_new_tokens=self.max_tokens, do_sample=False, use_cache=True
-                )
-        self.trainer.model_wrapped.train(training)
-        if accelerator.is_main_process:
-            new = out[:, batch["input_ids"].shape[1] :].tolist()
-            ended = [
-                ids[: ids.index(self.tokenizer.eos_token_id)] if self.tokenizer.eos_token_id in ids else ids
-                for ids in new
-            ]
-            texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
-            append_rows(
-                self.path,
-                (
-                    {"step": step, "prompt": n, "text": t, "tokens": len(i)}
-                    for n, (t, i) in enumerate(zip(texts, ended, strict=True))
-                ),
-            )
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for minutes, to gain little over gloo
+    deepspeed.init_distributed("gloo")
+    PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.DEEPSPEED
+    return {"accelerator_config": {"use_configured_state": True}}
 
 
-def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in history if "loss" in row]
+def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None]:
+    """The attention to load a model with, and why, when it is not the one asked for.
 
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    Raises SaoError unless one of flash_attention_2, sdpa and eager is asked for.
+    """
+    if asked not in ("flash_attention_2", "sdpa", "eager"):
+        raise SaoError(f"train.attention is '{asked}'; it must be flash_attention_2, sdpa or eager.")
+    config = AutoConfig.from_pretrained(model_folder).get_text_config()
+    used, reasons = asked, []
+    if asked == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
+        missing = "flash-attn is not installed" if torch.cuda.is_available() else "there is no CUDA device"
+        used, reasons = "sdpa", [f"FlashAttention-2 cannot run because {missing}"]
+    if used == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        # transformers 5.19 hands the soft-cap to SDPA, which ignores it without a word
+        used = "eager"
+        reasons.append(f"SDPA would drop the soft-cap on attention scores of {config.model_type}")
+    return used, "; ".join(reasons) or None
 
 
 def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
+    """TRL's arguments; under DeepSpeed they must exist before the model is loaded, which shards it on the way."""
     cuda = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(run.folder / "checkpoints"),
@@ -176,7 +138,7 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
         per_device_eval_batch_size=settings.micro_batch,
         gradient_accumulation_steps=settings.accumulation,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=True,  # autocast over fp32 weights; pure bf16 weights do not move at the paper's rate
+        bf16=_bf16(settings),  # autocast over fp32 weights; pure bf16 weights do not move at the paper's rate
         use_cpu=not cuda,
         max_length=None,  # prepare() has dropped what is too long: nothing is truncated here
         logging_steps=1,
@@ -187,7 +149,14 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
         data_seed=seed,
         report_to="none",
         disable_tqdm=True,
+        **deepspeed_on_cpu(),
     )
+
+
+def _bf16(settings: Train) -> bool:
+    """True unless the DeepSpeed file turns bf16 off, as the one for CPU does."""
+    config = json.loads((ROOT / settings.deepspeed).read_text()) if settings.deepspeed else {}
+    return config.get("bf16", {}).get("enabled", True) is not False
 
 
 def lora(rank: int) -> Any:
@@ -197,53 +166,89 @@ def lora(rank: int) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: trainer_state.json is written last."""
-    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+def newest_checkpoint(folder: Path, processes: int = 1) -> str | None:
+    """The newest whole checkpoint: trainer_state.json is written last by rank 0, its random state by each rank."""
+    found = [
+        p.parent for p in folder.glob("checkpoint-*/trainer_state.json")
+        if _is_json(p) and len([*p.parent.glob("rng_state*.pth")]) >= processes
+    ]  # fmt: skip
     return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if found else None
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
 def held_out_margins(trainer: PreferenceTrainer, rows: list[dict[str, Any]]) -> list[float]:
-    """Reward margin (eq. 5, chosen - rejected) of each held-out pair under the model as it is."""
-    model = trainer.model_wrapped
+    """Reward margin (eq. 5, chosen - rejected) of each held-out pair under the model as it is.
+
+    Batches are dealt out over the processes, and all run equally many, as ZeRO-3 gathers weights in each.
+    """
+    model, accelerator, size = trainer.model_wrapped, trainer.accelerator, trainer.preference.micro_batch
     model.eval()
-    margins: list[float] = []
-    size = trainer.preference.micro_batch
-    for start in range(0, len(rows), size):
-        batch = trainer.data_collator(rows[start : start + size])
-        batch = {k: v.to(trainer.accelerator.device) for k, v in batch.items()}
-        with torch.no_grad(), trainer.accelerator.autocast():
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    done: list[tuple[int, list[float]]] = []
+    for start in range(0, len(batches), accelerator.num_processes):
+        number = (start + accelerator.process_index) % len(batches)
+        batch = {k: v.to(accelerator.device) for k, v in trainer.data_collator(batches[number]).items()}
+        with torch.no_grad(), accelerator.autocast():
             logp, tokens = completion_logps(model, batch)
         w, l = simpo_reward(logp, tokens, trainer.preference.beta).chunk(2)
-        margins += (w - l).tolist()
-    return margins
+        done.append((number, (w - l).tolist()))
+    found = dict(gather_object(done))
+    return [margin for number in range(len(batches)) for margin in found[number]]
+
+
+def load_model(run: Run, settings: Train, main: bool) -> tuple[Any, Any]:
+    """The policy in fp32 and its tokenizer. What attention was chosen and why goes to the log and attention.json."""
+    source = resolve(run.policy_model)
+    used, reason = attention_for(source, settings.attention)
+    if main:
+        print(f"attention: {used}" + (f", not {settings.attention}: {reason}" if reason else ""), flush=True)
+        chosen = {"asked": settings.attention, "used": used, "reason": reason}
+        write_atomic(run.folder / "attention.json", json.dumps(chosen))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=used)
+    model.config.use_cache = False
+    return model, AutoTokenizer.from_pretrained(source)
+
+
+def load_rows(run: Run, args: DPOConfig) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Training and held-out rows. Training rows lie on disk, where TRL caches DPO's reference for all processes."""
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows, held_out = (
+        [{c: row[c] for c in columns} for row in read_rows(run.folder / f"{name}.jsonl")]
+        for name in ("train", "held_out")
+    )
+    target = run.folder / "checkpoints" / "rows"
+    if args.process_index == 0:
+        Dataset.from_list(rows).save_to_disk(target)
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    return load_from_disk(target), held_out
 
 
 def main(folder: str) -> None:
     run = Run.open(Path(folder) / "spec.yaml")
     settings, seed = Train.model_validate(run.params["train"]), run.params["seed"]
     args = arguments(run, settings, seed)
-    source = resolve(run.policy_model)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=settings.attention)
-    model.config.use_cache = False
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    rows, held_out = (
-        [{c: row[c] for c in columns} for row in read_rows(run.folder / f"{name}.jsonl")]
-        for name in ("train", "held_out")
-    )
-    samples = Samples(run.folder, rows, tokenizer, settings)
+    model, tokenizer = load_model(run, settings, args.process_index == 0)
+    rows, held_out = load_rows(run, args)
+    samples = Samples(run.folder, rows.select(range(min(settings.samples, len(rows)))).to_list(), tokenizer, settings)
     trainer = PreferenceTrainer(
         model,
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
         callbacks=[Curves(run.folder), samples],
         peft_config=lora(settings.lora_rank) if settings.lora_rank else None,
         preference=settings,
     )
     samples.trainer = trainer
-    trainer.train(resume_from_checkpoint=newest_checkpoint(run.folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(run.folder / "checkpoints", args.world_size))
     margins = held_out_margins(trainer, held_out)
     save(trainer, run.folder / "model", settings)
     if trainer.accelerator.is_main_process:
@@ -255,16 +260,35 @@ def main(folder: str) -> None:
 
 def save(trainer: PreferenceTrainer, target: Path, settings: Train) -> None:
     """The trained model with its tokenizer, in `save_dtype`; adapters are merged into the weights."""
-    model, dtype = trainer.accelerator.unwrap_model(trainer.model), getattr(torch, settings.save_dtype)
-    if settings.lora_rank:
-        if trainer.accelerator.is_main_process:
-            tokenizer: Any = trainer.processing_class
-            model.merge_and_unload().to(dtype).save_pretrained(target)
-            tokenizer.save_pretrained(target)
-        return
-    if trainer.accelerator.num_processes == 1:
-        model.to(dtype)
-    trainer.save_model(str(target))
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer: Any = trainer.processing_class
+    main, dtype = trainer.accelerator.is_main_process, getattr(torch, settings.save_dtype)
+    adapted = list(model.parameters()) if settings.lora_rank else []
+    with DistributedBackend(trainer.accelerator).gather_params(adapted):
+        model = model.merge_and_unload() if settings.lora_rank else model
+        weights = _weights(model, dtype, main, gathered=bool(settings.lora_rank))
+    if main:
+        model.save_pretrained(target, state_dict=weights)
+        tokenizer.save_pretrained(target)
+        config = json.loads((target / "config.json").read_text())
+        write_atomic(target / "config.json", json.dumps({**config, "dtype": settings.save_dtype}, indent=2))
+
+
+def _weights(model: Any, dtype: torch.dtype, main: bool, gathered: bool) -> dict[str, Tensor]:
+    """Every weight in `dtype` on the main process, rounded once from fp32; every process must call this.
+
+    DeepSpeed's own saving gives the bf16 copies that it computes with, whatever `save_dtype` asks for.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach()
+        if hasattr(parameter, "ds_id") and not gathered:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            whole = safe_get_full_fp32_param(parameter)
+        if main:
+            weights[name] = whole.to("cpu", dtype, copy=True)
+    return weights
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""Training as `train.launch` starts it: one process, two under ZeRO-3 on CPU (gloo), killed and resumed.
+
+Real processes train a random Llama of two layers on random token ids. What must agree, and how closely:
+bf16 against bf16 with other kernels or batch shapes to BF16; fp32 to FP32; a resumed training with an uninterrupted
+one bit for bit.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig, LlamaForCausalLM
+
+from sao_lib import train, trainer
+from sao_lib.errors import SaoError
+from sao_lib.losses import simpo_reward
+from sao_lib.models import resolve
+from sao_lib.runs import Run, read_rows
+from sao_lib.settings import Train
+
+BF16 = 0.02  # of a loss near 3 or of a margin, whose terms are near 100: bf16 keeps 3 digits
+FP32 = 1e-4
+ZERO3 = {"processes": 2, "deepspeed": "params/deepspeed_zero3.json"}
+ZERO3_FP32 = {"processes": 2, "deepspeed": "params/deepspeed_zero3_cpu.json"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve("embedded/smollm2-135m-instruct")).save_pretrained(folder)
+    return folder
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Pairs of random token ids of different lengths."""
+    draw = random.Random(seed)
+
+    def ids(least: int, most: int) -> list[int]:
+        return [draw.randrange(100, 2000) for _ in range(draw.randint(least, most))]
+
+    return [
+        {"id": str(n), "prompt_ids": ids(3, 9), "chosen_ids": [*ids(2, 12), 2], "rejected_ids": [*ids(2, 12), 2]}
+        for n in range(count)
+    ]
+
+
+def a_run(folder: Path, model: Path, **changes: Any) -> tuple[Run, Train]:
+    """A prepared training run of 8 steps in `folder`."""
+    settings = Train.model_validate(
+        {"loss": "simpo", "beta": 10, "gamma": 3, "learning_rate": 3e-3, "epochs": 2, "global_batch": 8,
+         "micro_batch": 1, "warmup": 0, "max_length": 64, "min_completion": 1, "held_out": 5, "samples": 2,
+         "sample_tokens": 8, "processes": 1, "save_dtype": "float32", **changes}
+    )  # fmt: skip
+    params = {"seed": 1, "policy": {"model": str(model)}, "train": settings.model_dump()}
+    spec = {"stage": "train", "name": "t", "profile": "cpu", "params": params, "inputs": {}, "files": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").write_text(json.dumps(spec))
+    for name, part in (("train", rows(32, 0)), ("held_out", rows(5, 1))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return Run(spec, folder), settings
+
+
+def trained(folder: Path, model: Path, **changes: Any) -> Run:
+    run, settings = a_run(folder, model, **changes)
+    train.launch(run, settings)
+    return run
+
+
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in train.curves(run)]
+
+
+def margins(run: Run) -> list[float]:
+    return list(json.loads((run.folder / "held_out.json").read_text()))
+
+
+def assert_agree(one: Run, other: Run, tolerance: float) -> None:
+    """Every logged loss and every held-out margin."""
+    assert losses(one) == pytest.approx(losses(other), abs=tolerance)
+    assert margins(one) == pytest.approx(margins(other), abs=10 * tolerance)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("alone"), tiny)
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("sharded"), tiny, save_steps=2, **ZERO3)
+
+
+def test_training_learns_and_writes_each_row_once(alone: Run, sharded: Run) -> None:
+    for run in (alone, sharded):
+        assert sum(losses(run)[:4]) - sum(losses(run)[4:]) > 1, "the second epoch must go better, or nothing is shown"
+        assert [row["step"] for row in train.curves(run)] == [*range(1, 9)]
+        sampled = read_rows(run.folder / "samples.jsonl")
+        assert [(row["step"], row["prompt"]) for row in sampled] == [(0, 0), (0, 1), (8, 0), (8, 1)]
+        assert len(margins(run)) == 5
+
+
+def test_eight_steps_accumulated_are_one_batch_of_eight(alone: Run, tiny: Path, tmp_path: Path) -> None:
+    assert_agree(alone, trained(tmp_path, tiny, micro_batch=8), BF16)
+
+
+def test_two_processes_with_the_papers_zero3_agree_with_one(alone: Run, sharded: Run) -> None:
+    assert_agree(alone, sharded, BF16)
+
+
+def test_in_fp32_two_processes_and_one_and_any_accumulation_agree(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one-process trainings are plain PyTorch in this process, without DeepSpeed."""
+    two = trained(tmp_path / "two", tiny, **ZERO3_FP32)
+    monkeypatch.setattr(trainer, "_bf16", lambda settings: False)
+    for micro in (1, 8):
+        one, _ = a_run(tmp_path / str(micro), tiny, micro_batch=micro)
+        trainer.main(str(one.folder))
+        assert_agree(one, two, FP32)
+
+
+@pytest.mark.parametrize("which", ["alone", "sharded"])
+def test_the_saved_model_gives_the_trained_probabilities(which: str, request: pytest.FixtureRequest) -> None:
+    """ZeRO-3 computes in bf16 weights, one process in fp32 weights under autocast: reloaded, both must be met."""
+    run: Run = request.getfixturevalue(which)
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    if which == "sharded":
+        model = model.to(torch.bfloat16)
+    found = []
+    for row in rows(5, 1):
+        rewards = []
+        for side in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=which == "alone"):
+                logp = model(ids).logits[0, :-1].float().log_softmax(-1)
+            taken = logp.gather(1, ids[0, 1:, None])[len(row["prompt_ids"]) - 1 :, 0]
+            rewards.append(simpo_reward(taken.sum(), torch.tensor(len(taken)), 10.0))
+        found.append((rewards[0] - rewards[1]).item())
+    assert found == pytest.approx(margins(run), abs=BF16)
+
+
+def kill_after(run: Run, settings: Train, sign: Path) -> None:
+    """Start the training and kill -9 all its processes when `sign` exists."""
+    failed: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            train.launch(run, settings)
+        except SaoError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    while thread.is_alive() and not sign.exists():
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if str(run.folder) in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+    thread.join()
+    assert failed, "the training ended before it could be killed"
+
+
+def test_killed_training_resumes_to_the_same_result(sharded: Run, tiny: Path, tmp_path: Path) -> None:
+    run, settings = a_run(tmp_path, tiny, save_steps=2, **ZERO3)
+    kill_after(run, settings, run.folder / "checkpoints" / "checkpoint-2" / "trainer_state.json")
+    assert not (run.folder / "held_out.json").exists()
+    assert len(train.curves(run)) < 8
+    train.launch(run, settings)
+    assert losses(run) == losses(sharded)
+    assert margins(run) == margins(sharded)
+    assert (run.folder / "samples.jsonl").read_bytes() == (sharded.folder / "samples.jsonl").read_bytes()
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step, state, ranks in ((2, "{}", 2), (4, "{}", 1), (6, '{"global_', 2), (8, None, 2)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for rank in range(ranks):
+            (folder / f"rng_state_{rank}.pth").touch()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert trainer.newest_checkpoint(tmp_path, 2) == str(tmp_path / "checkpoint-2")
+    assert trainer.newest_checkpoint(tmp_path / "none", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("softcap", "asked", "flash", "used", "because"),
+    [
+        (None, "sdpa", False, "sdpa", None),
+        (None, "eager", False, "eager", None),
+        (None, "flash_attention_2", True, "flash_attention_2", None),
+        (None, "flash_attention_2", False, "sdpa", "not installed"),
+        (50.0, "sdpa", True, "eager", "soft-cap"),
+        (50.0, "flash_attention_2", False, "eager", "not installed; SDPA would drop the soft-cap"),
+        (50.0, "flash_attention_2", True, "flash_attention_2", None),
+    ],
+)
+def test_attention(
+    softcap: float | None, asked: str, flash: bool, used: str, because: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trainer, "is_flash_attn_2_available", lambda: flash)
+    config = Gemma2Config(attn_logit_softcapping=softcap) if softcap else LlamaConfig()
+    config.save_pretrained(tmp_path)
+    found, reason = trainer.attention_for(tmp_path, asked)
+    assert (found, reason is None) == (used, because is None)
+    assert because is None or because in str(reason)
+
+
+def test_attention_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SaoError, match="it must be flash_attention_2, sdpa or eager"):
+        trainer.attention_for(tmp_path, "flash")
+
+
+def test_why_training_failed_is_said() -> None:
+    log = """Traceback (most recent call last):
+[rank1]: ValueError: micro-batch
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+  error_file: <N/A>
+============"""
+    assert train.why_stopped(log) == "[rank1]: ValueError: micro-batch"
+    assert train.why_stopped("Killed\n") == "Killed"
+    assert train.why_stopped("") == "no output"
