@@ -1,4 +1,4 @@
-"""Time and memory of the README's two commands on this machine, from a fresh clone: `python benchmarks/main_path.py`.
+"""Time and memory of the README's commands on this machine, from a fresh clone: `python benchmarks/main_path.py`.
 
 Writes main_path.json and the table in README.md beside this file. Memory is the sum over all processes of the
 command, sampled every two seconds, with shared pages counted once (PSS).
@@ -15,8 +15,9 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
-STAGES = ("synthesize", "judge", "train", "evaluate", "ablate")
 
 
 def tree_pss_gib(root: int) -> float:
@@ -66,15 +67,32 @@ def by_stage(outputs: Path) -> dict[str, dict[str, float]]:
     seconds = {row["run"]: row["seconds"] for row in map(json.loads, (outputs / "done.jsonl").read_text().splitlines())}
     table = {}
     stages = {m.parent.name: json.loads(m.read_text())["spec"]["stage"] for m in outputs.rglob("run.json")}
-    for stage in STAGES:
-        folders = [folder for folder, of in stages.items() if of == stage]
+    for stage in dict.fromkeys(stages.values()):
+        folders = [folder for folder, of in stages.items() if of == stage and folder in seconds]
         table[stage] = {"runs": len(folders), "seconds": round(sum(seconds[f] for f in folders))}
     return table
 
 
+def by_target(outputs: Path) -> dict[str, dict[str, float]]:
+    """Runs of every finished table or figure and their summed seconds: what it takes alone, on one core."""
+    seconds = {row["run"]: row["seconds"] for row in map(json.loads, (outputs / "done.jsonl").read_text().splitlines())}
+
+    def needed(folder: str) -> set[str]:
+        inputs = json.loads((outputs.parent / folder / "run.json").read_text())["spec"]["inputs"].values()
+        return {folder}.union(*(needed(other) for other in inputs))
+
+    found = {}
+    for manifest in outputs.glob("*/run.json"):
+        runs = needed(f"{outputs.name}/{manifest.parent.name}")
+        total = round(sum(seconds[Path(run).name] for run in runs))
+        found[manifest.parent.name] = {"runs": len(runs), "seconds": total}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", default="table6")
+    parser.add_argument("--table", default="all")
+    parser.add_argument("--keep", type=Path, help="copy the outputs there")
     parser.add_argument("--no-tests", action="store_true", help="leave out make test")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,12 +102,15 @@ def main() -> None:
             "cpus": os.cpu_count(),
             "setup": measured(["make", "setup"], clone),
             f"reproduce-{given.table}": measured(["make", f"reproduce-{given.table}"], clone),
+            "report": measured(["make", "report"], clone),
             "stages": by_stage(clone / "outputs" / "cpu"),
+            "targets": by_target(clone / "outputs" / "cpu"),
             "again": measured(["make", f"reproduce-{given.table}"], clone),
         }
         if not given.no_tests:
             found["test"] = measured(["make", "test"], clone)
-        shutil.copytree(clone / "outputs" / "cpu" / given.table, HERE / "last" / given.table, dirs_exist_ok=True)
+        if given.keep:
+            shutil.copytree(clone / "outputs", given.keep, ignore=shutil.ignore_patterns("model", "reference"))
     write(found)
 
 
@@ -105,6 +126,24 @@ def write(found: dict) -> None:
     _, _, tail = rest.partition("<!-- end -->")
     body = "\n".join(lines).replace("make again", "the same, a second time")
     (HERE / "README.md").write_text(f"{head}<!-- measured -->\n{body}\n<!-- end -->{tail}")
+    write_targets(found["targets"])
+
+
+def write_targets(targets: dict[str, dict[str, float]]) -> None:
+    """The README's table of targets: title, where the paper has it, runs, and minutes alone with two jobs at once."""
+    lines = ["| command | what it runs | paper | runs | cpu minutes |", "|---|---|---|---|---|"]
+    for name in sorted(targets, key=lambda n: (not n.startswith("table"), int("".join(filter(str.isdigit, n))))):
+        experiment = yaml.safe_load((HERE.parent / "params" / "experiments" / f"{name}.yaml").read_text())
+        minutes = max(1, round(targets[name]["seconds"] / 120))
+        where = experiment["where"].removeprefix("SAO ")
+        lines.append(
+            f"| `make reproduce-{name}` | {experiment['title']} | {where} | {targets[name]['runs']} | {minutes} |"
+        )
+    readme = HERE.parent / "README.md"
+    head, _, rest = readme.read_text().partition("<!-- targets -->")
+    _, _, tail = rest.partition("<!-- end targets -->")
+    body = "\n".join(lines)
+    readme.write_text(f"{head}<!-- targets -->\n{body}\n<!-- end targets -->{tail}")
 
 
 if __name__ == "__main__":

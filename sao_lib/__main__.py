@@ -15,6 +15,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("experiment", help="a table or figure, or all")
         command.add_argument("--profile", default="cpu")
         command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
+        if name == "reproduce":
+            command.add_argument("--cluster", default="local", help="local or slurm")
     run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
     run.add_argument("folder", type=Path)
     run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
@@ -36,18 +38,23 @@ def main(arguments: list[str] | None = None) -> int:
 
             write_page(given.profile)
         else:
-            from sao_lib import reproduce
+            from sao_lib import cost, reproduce
             from sao_lib.plan import experiments as every_experiment
 
             if given.command == "run":
                 reproduce.run_one(given.folder, given.of)
             else:
-                action = reproduce.reproduce if given.command == "reproduce" else reproduce.show_plan
                 names = every_experiment() if given.experiment == "all" else [given.experiment]
-                action(given.profile, names, given.assignments)
+                if given.command == "reproduce":
+                    reproduce.reproduce(given.profile, names, given.assignments, given.cluster)
+                else:
+                    cost.show_plan(given.profile, names, given.assignments)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `make plan-all | head`
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         print("Stopped; run the same command to continue.", file=sys.stderr)
         return 130

@@ -3,16 +3,17 @@
 import os
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 
-from sao_lib import models
+from sao_lib import layers, models
 from sao_lib.errors import SaoError
-from sao_lib.settings import PARAMS, ROOT, read_yaml
+from sao_lib.settings import PARAMS, ROOT
 
-NEED_DISK_GIB = {"cpu": 12, "gpu": 200, "paper": 1500}
+NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}
 
 
 def doctor() -> None:
@@ -24,6 +25,8 @@ def doctor() -> None:
     print(f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {cards}")
     for line in _pins():
         print(f"package   {line}")
+    for name in ("deepspeed", "flash_attn"):
+        print(f"package   {name}: {_imports(name)}")
     for key in ("OPENAI_API_KEY", "HF_TOKEN"):
         print(f"key       {key}: {'set' if os.environ.get(key) else 'not set'}")
     for file in sorted((PARAMS / "profiles").glob("*.yaml")):
@@ -62,21 +65,28 @@ def _pins() -> list[str]:
 
 
 def _ready(profile: str, gpus: int, free: float, memory: float) -> str:
-    body = read_yaml(PARAMS / "profiles" / f"{profile}.yaml")
-    missing = []
-    if gpus < body["machine"]["gpus"]:
-        missing.append(f"{body['machine']['gpus']} GPU(s), here {gpus}")
+    needs, missing = layers.validate(layers.profile_layers(profile)), []
+    if gpus < needs.machine.gpus:
+        missing.append(f"{needs.machine.gpus} GPU(s), here {gpus}")
     if free < NEED_DISK_GIB.get(profile, 50):
         missing.append(f"{NEED_DISK_GIB.get(profile, 50)} GiB free disk, here {free:.0f}")
-    if memory < body["machine"]["memory_gib"]:
-        missing.append(f"{body['machine']['memory_gib']} GiB memory, here {memory:.0f}")
-    if body["engine"]["kind"] == "vllm" and find_spec("vllm") is None:
+    if memory < needs.machine.memory_gib:
+        missing.append(f"{needs.machine.memory_gib} GiB memory, here {memory:.0f}")
+    if needs.engine.kind == "vllm" and find_spec("vllm") is None:
         missing.append("vllm")
-    if body["train"]["attention"] == "flash_attention_2" and find_spec("flash_attn") is None:
+    if needs.train.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         missing.append("flash-attn")
     try:
-        if body["machine"]["gpus"] == 0 or not missing:
-            models.check(body["policy"]["model"])
+        if needs.machine.gpus == 0 or not missing:
+            models.check(needs.policy.model)
     except SaoError as error:
         missing.append(str(error))
     return "ready" if not missing else "needs " + "; ".join(missing)
+
+
+def _imports(name: str) -> str:
+    """Whether a package that compiles for its machine imports here; tried in a process of its own."""
+    if find_spec(name) is None:
+        return "not installed"
+    tried = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False)
+    return "imports" if tried.returncode == 0 else f"fails: {(tried.stderr.strip().splitlines() or ['no output'])[-1]}"

@@ -9,7 +9,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sao_lib.errors import SaoError
-from sao_lib.settings import Settings
+from sao_lib.settings import Settings, profile_file, read_yaml
+
+Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
+
+
+def profile_layers(name: str) -> list[Layer]:
+    """A profile's layers: the one it `extends`, if any, and its own; raises SaoError when one does not exist."""
+    own = read_yaml(profile_file(name))
+    base = own.pop("extends", None)
+    return [*(profile_layers(base) if base else []), (f"params/profiles/{name}.yaml", own)]
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +47,7 @@ def from_command_line(assignments: list[str]) -> dict[str, Any]:
     return out
 
 
-def validate(layers: list[tuple[str, dict[str, Any]]]) -> Settings:
+def validate(layers: list[Layer]) -> Settings:
     """Merge named layers in order and validate; raises SaoError naming layer, key and expectation."""
     merged: dict[str, Any] = {}
     for _, layer in layers:
@@ -49,7 +58,7 @@ def validate(layers: list[tuple[str, dict[str, Any]]]) -> Settings:
         raise SaoError(_explain(error, layers)) from None
 
 
-def _explain(error: ValidationError, layers: list[tuple[str, dict[str, Any]]]) -> str:
+def _explain(error: ValidationError, layers: list[Layer]) -> str:
     first = error.errors()[0]
     loc = tuple(str(part) for part in first["loc"])
     where = next((name for name, layer in reversed(layers) if _has(layer, loc)), layers[0][0])

@@ -99,8 +99,7 @@ def table_rows(profile: str, experiment: str, assignments: list[str]) -> tuple[S
     body = settings.read_yaml(settings.experiment_file(experiment))
     where, file = f"params/experiments/{experiment}.yaml", f"params/profiles/{profile}.yaml"
     line = ("the command line", layers.from_command_line(assignments))
-    common = [(file, settings.read_yaml(settings.profile_file(profile)))]
-    common.append((where, (body.get("settings") or {}).get(profile, {})))
+    common = [*layers.profile_layers(profile), (where, (body.get("settings") or {}).get(profile, {}))]
     base = layers.validate([*common, line])
     rows = []
     for name, row in body["rows"].items():

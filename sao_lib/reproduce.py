@@ -2,12 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from sao_lib import layers, settings
+from sao_lib import cluster as clusters
+from sao_lib import cost, layers
 from sao_lib import plan as planning
 from sao_lib.doctor import gpus_here
 from sao_lib.errors import SaoError
@@ -22,24 +23,29 @@ DISK_GIB = {"train": 0.6}  # of the embedded models; everything else is small
 SMALL_GIB = 0.01
 
 
-def reproduce(profile: str, experiments: list[str], assignments: list[str]) -> None:
+def reproduce(profile: str, experiments: list[str], assignments: list[str], cluster: str = clusters.LOCAL) -> None:
     """Run what is missing of the experiments and print their tables; raises SaoError in one sentence.
 
     A row that lacks a model, a key or a data set, or whose run fails, is left out and named; the rest is done.
     """
-    _check_gpus(profile, assignments)
+    clusters.check(cluster)
+    local = cluster == clusters.LOCAL  # a cluster's login node has neither its GPUs nor its cores, and quotas for disk
+    if local:
+        _check_gpus(profile, assignments)
     plans, impossible = _plans(profile, experiments, assignments)
+    cost.check_cap(_distinct(plans))
     missing = [run for run in _distinct(plans) if not run.done]
     failed: dict[str, str] = {}
     if missing:
-        _check_disk(missing)
-        failed = _snakemake(profile, plans, missing)
+        if local:
+            _check_disk(missing)
+        failed = _snakemake(profile, plans, missing, cluster)
     if failed:  # the tables of rows that did finish
         plans, more = _remaining(plans, failed)
         impossible += more
         missing = [run for run in _distinct(plans) if not run.done]
         if missing:
-            _snakemake(profile, plans, missing)
+            _snakemake(profile, plans, missing, cluster)
     for plan in plans:
         if plan.table.done:
             print((plan.table.path / f"{plan.experiment}.md").read_text())
@@ -131,8 +137,7 @@ def _available_gib() -> float:
 
 
 def _check_gpus(profile: str, assignments: list[str]) -> None:
-    given = [(f"params/profiles/{profile}.yaml", settings.read_yaml(settings.profile_file(profile)))]
-    given.append(("the command line", layers.from_command_line(assignments)))
+    given = [*layers.profile_layers(profile), ("the command line", layers.from_command_line(assignments))]
     need, here = layers.validate(given).machine.gpus, len(gpus_here())
     if here < need:
         raise SaoError(
@@ -151,29 +156,32 @@ def _check_disk(missing: list[planning.Planned]) -> None:
         )
 
 
-def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned]) -> dict[str, str]:
+def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned], cluster: str) -> dict[str, str]:
     """Hand the graph to snakemake; returns the runs that failed, {folder: reason}."""
     machine = plans[0].base.machine
-    jobs, why = jobs_at_once(machine)
     name = plans[0].experiment if len(plans) == 1 else "all"
     total = _distinct(plans)
-    print(f"{name} on {profile}: {len(missing)} of {len(total)} runs to do, {jobs} at once ({why}).", flush=True)
+    if cluster == clusters.LOCAL:
+        jobs, why = jobs_at_once(machine)
+        how, options = f"{jobs} at once ({why})", ["--cores", str(jobs), "--quiet", "all"]
+    else:
+        how, options = f"handed to {cluster}", clusters.executor(cluster)
+    print(f"{name} on {profile}: {len(missing)} of {len(total)} runs to do, {how}.", flush=True)
     content = {
         "outputs": str(OUTPUTS),
         "python": sys.executable,
-        "machine": machine.model_dump(),
         "experiment": f"{profile}/{name}",
         "targets": [plan.table.folder for plan in plans],
-        "runs": [{"folder": r.folder, "inputs": sorted(set(r.inputs.values()))} for r in total],
+        "runs": [_node(run, machine, cluster) for run in total],
     }
     file = OUTPUTS / profile / name / "plan.json"
     write_atomic(file, json.dumps(content, indent=1))
     # A finished run is one with a manifest, whatever snakemake remembers: hence no locks, no metadata.
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--config", f"plan={file}"]
-    command += ["--cores", str(jobs), "--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", "--quiet", "all", "--directory", str(ROOT)]
-    done = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
-    if not done.returncode:
+    command += ["--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"]
+    command += ["--rerun-triggers", "mtime", "--directory", str(ROOT), *options]
+    code, said = clusters.call(command, ROOT, show=cluster != clusters.LOCAL)
+    if not code:
         return {}
     failed = {
         r.folder: (r.path / "error.txt").read_text().strip()
@@ -181,8 +189,18 @@ def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned])
         if not r.done and (r.path / "error.txt").exists()
     }
     if not failed:
-        raise SaoError(f"snakemake stopped: {done.stderr.strip()[-500:]}")
+        raise SaoError(f"snakemake stopped: {said if cluster == clusters.LOCAL else 'the reason is above.'}")
     return failed
+
+
+def _node(run: planning.Planned, machine: Machine, cluster: str) -> dict[str, Any]:
+    """A run as the Snakefile reads it."""
+    return {
+        "folder": run.folder,
+        "inputs": sorted(set(run.inputs.values())),
+        "threads": clusters.threads(run, machine, cluster),
+        "resources": clusters.resources(run, machine),
+    }
 
 
 def run_one(folder: Path, of: str) -> None:
@@ -209,19 +227,6 @@ def _left(folders: list[Path], done: list[Path], plan_file: Path) -> str:
     if len(fresh) < 2:
         return ""
     return f", {clock((time.time() - since) / len(fresh) * (len(folders) - len(done)))} left"
-
-
-def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> None:
-    """Print the runs of experiments without starting one."""
-    plans = [planning.make(profile, name, assignments) for name in experiments]
-    runs = _distinct(plans)
-    print(f"{', '.join(experiments)} on {profile}: {len(runs)} runs, {sum(run.done for run in runs)} done")
-    for run in runs:
-        print(f"  {'done' if run.done else 'to do':5}  {run.folder}")
-    if len(plans) > 1:
-        print(f"The tables ask for {sum(len(plan.runs) for plan in plans)} runs; these {len(runs)} are distinct.")
-    base = plans[0].base
-    print(f"{sum(len(p.rows) for p in plans)} rows; policy {base.policy.model}; {base.synthesize.n} personas")
 
 
 def _shown(path: Path) -> str:

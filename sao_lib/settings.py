@@ -13,18 +13,34 @@ from sao_lib.errors import SaoError
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params"
+Stage = Literal[
+    "synthesize", "judge", "train", "evaluate", "ablate",
+    "logits", "chat_benchmarks", "leaderboard", "math500", "rating",
+]  # fmt: skip
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class StageNeed(Strict):
+    """Where one stage differs from the rest of the machine section; null: it does not."""
+
+    gpus: int | None = Field(default=None, ge=0)
+    memory_gib: float | None = Field(default=None, gt=0)
+    minutes: int | None = Field(default=None, ge=1)
+    cpus: int | None = Field(default=None, ge=1)
+
+
 class Machine(Strict):
-    """What one job of this profile uses; not part of a run's identity."""
+    """What one job of this profile uses; not part of a run's identity. Only clusters read minutes, cpus and stages."""
 
     gpus: int = Field(ge=0)
     memory_gib: float = Field(gt=0)
     jobs: int | None = Field(default=None, ge=1, description="jobs at once; null: as the machine allows")
+    minutes: int = Field(default=60, ge=1)
+    cpus: int = Field(default=1, ge=1)
+    stages: dict[Stage, StageNeed] = {}
 
 
 class Policy(Strict):

@@ -82,6 +82,12 @@ def prompt_from(text: str) -> str:
     return " ".join(text.split(MARK, 1)[-1].split()).strip('"').strip()
 
 
+def ended(text: str, finished: bool, stop: str | None) -> tuple[str, bool]:
+    """`text` up to `stop`, and whether it ended: a base model ends a turn as the examples do, not by a token."""
+    before, found, _ = text.partition(stop) if stop else (text, "", "")
+    return before, finished or bool(found)
+
+
 def reject_reason(prompt: str, finished: bool) -> str | None:
     """Why a synthesized prompt is not usable, or None if it is."""
     words, low = prompt.split(), prompt.lower()
@@ -114,10 +120,11 @@ def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> l
         requests = [persona_request(template, row["persona"]) for row in part]
         seeds = [seed_for(seed, row["id"]) for row in part]
         out = engine.generate(requests, settings.max_prompt_tokens, settings.temperature, seeds)
-        prompts = [prompt_from(r.prefill + c.text) for r, c in zip(requests, out, strict=True)]
+        texts = [ended(c.text, c.finished, template.get("stop")) for c in out]
+        prompts = [prompt_from(r.prefill + text) for r, (text, _) in zip(requests, texts, strict=True)]
         return [
-            {**row, "prompt": prompt, "reason": reject_reason(prompt, completion.finished)}
-            for row, prompt, completion in zip(part, prompts, out, strict=True)
+            {**row, "prompt": prompt, "reason": reject_reason(prompt, finished)}
+            for row, prompt, (_, finished) in zip(part, prompts, texts, strict=True)
         ]
 
     return in_chunks(run, "prompts.jsonl", asked(settings, seed), make, settings.chunk)

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from sao_lib import layers, settings  # noqa: E402
+from sao_lib import layers  # noqa: E402
 from sao_lib.runs import Run  # noqa: E402
 from sao_lib.settings import Settings  # noqa: E402
 
@@ -22,7 +22,7 @@ SMOL = "embedded/smollm2-135m-instruct"
 
 @pytest.fixture(scope="session")
 def cpu() -> Settings:
-    return layers.validate([("params/profiles/cpu.yaml", settings.read_yaml(settings.profile_file("cpu")))])
+    return layers.validate(layers.profile_layers("cpu"))
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_a_second_call_runs_nothing_and_prints_the_same_table(outputs: Path) -> 
 
 def test_executed_notebooks_lie_beside_the_data_without_errors_secrets_or_machine_paths(outputs: Path) -> None:
     found = sorted((outputs / "cpu").rglob("notebook.ipynb"))
-    assert len(found) == 9
+    assert len(found) >= 9
     for path in found:
         text = path.read_text()
         notebook = nbformat.reads(text, 4)
@@ -91,6 +91,18 @@ def test_executed_notebooks_lie_beside_the_data_without_errors_secrets_or_machin
         assert not re.search(r"sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}", text)
         assert str(ROOT) not in text.replace(str(outputs), "")
         assert len(text) < 400_000
+
+
+def test_every_other_benchmark_runs_and_the_page_shows_what_has_finished(outputs: Path) -> None:
+    done = run(outputs, "reproduce", "smoke-benchmarks")
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| Length-based feedback"))
+    assert "not run" not in row
+    stages = {json.loads(m.read_text())["spec"]["stage"] for m in (outputs / "cpu").rglob("run.json")}
+    assert stages == set(NOTEBOOKS)
+    nothing = run(outputs, "report")
+    assert nothing.returncode == 1  # smoke experiments stand in no paper
+    assert "No table of profile cpu has finished" in nothing.stderr
 
 
 def test_a_damaged_run_is_said_set_aside_and_done_again(outputs: Path) -> None:

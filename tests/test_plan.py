@@ -82,7 +82,7 @@ def test_a_failed_run_takes_only_its_rows_out_of_the_table() -> None:
 def test_every_experiment_is_planned_on_every_profile() -> None:
     names = plan.experiments()
     assert names == [f"table{n}" for n in range(1, 15)] + [f"figure{n}" for n in range(1, 6)]
-    for profile in ("cpu", "gpu", "paper"):
+    for profile in ("cpu", "gpu-small", "gpu", "paper"):
         for name in names:
             made = plan.make(profile, name)
             assert [row.name for row in made.rows if row.skipped] == [], (profile, name)

@@ -96,3 +96,9 @@ def test_without_personas_every_request_is_the_same(cpu: Settings) -> None:
     first, *rest = [synthesize.persona_request(template, row["persona"]) for row in synthesize.asked(settings, 1)]
     assert rest == [first] * 2
     assert "persona" not in first.messages[-1]["content"]
+
+
+def test_a_base_models_prompt_ends_where_its_line_does() -> None:
+    assert synthesize.ended(" need bread.\n\nGuess a prompt", False, "\n") == (" need bread.", True)
+    assert synthesize.ended(" need bread", False, "\n") == (" need bread", False)
+    assert synthesize.ended(" need bread", True, None) == (" need bread", True)
