@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.models import attention_for
 from sao_lib.progress import Progress, quiet
 from sao_lib.runs import append_rows, resume_rows
 from sao_lib.sources import load_rows
@@ -139,10 +140,7 @@ def softcap_of(folder: Path, settings: Any) -> dict[str, Any]:
 
 
 def load_model(folder: Path, settings: Any, log: Path) -> Any:
-    """The model in `settings.dtype`, without its final soft-cap if `settings.softcap` is "before".
-
-    A soft-cap inside attention needs eager attention: transformers' default (sdpa) leaves it out without a word.
-    """
+    """The model in `settings.dtype`, without its final soft-cap if `settings.softcap` is "before"."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -151,12 +149,14 @@ def load_model(folder: Path, settings: Any, log: Path) -> Any:
         torch.set_num_threads(settings.threads)
     config = AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
-    options = {"attn_implementation": "eager"} if getattr(text, "attn_logit_softcapping", None) else {}
+    attention = attention_for(folder, "sdpa")[0]
     if settings.softcap == "before" and getattr(text, "final_logit_softcapping", None):
         text.final_logit_softcapping = None
     with quiet(log):
         dtype = getattr(torch, settings.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attention
+        )
     return model.to(device).eval()
 
 

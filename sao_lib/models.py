@@ -47,6 +47,29 @@ def known(name: str) -> dict[str, Any]:
     return dict(read_yaml(PARAMS / "models.yaml").get(name.partition("@")[0], {}))
 
 
+def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None]:
+    """The attention to load a model with, and why, when it is not the one asked for.
+
+    Raises SaoError unless one of flash_attention_2, sdpa and eager is asked for.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.utils import is_flash_attn_2_available
+
+    if asked not in ("flash_attention_2", "sdpa", "eager"):
+        raise SaoError(f"train.attention is '{asked}'; it must be flash_attention_2, sdpa or eager.")
+    config = AutoConfig.from_pretrained(model_folder).get_text_config()
+    used, reasons = asked, []
+    if asked == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
+        missing = "flash-attn is not installed" if torch.cuda.is_available() else "there is no CUDA device"
+        used, reasons = "sdpa", [f"FlashAttention-2 cannot run because {missing}"]
+    if used == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        # transformers 5.19 hands the soft-cap to SDPA, which ignores it without a word
+        used = "eager"
+        reasons.append(f"SDPA would drop the soft-cap on attention scores of {config.model_type}")
+    return used, "; ".join(reasons) or None
+
+
 def _entry(name: str) -> dict[str, Any]:
     entry = known(name)
     if not entry:

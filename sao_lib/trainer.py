@@ -17,15 +17,13 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, load_from_disk
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import is_flash_attn_2_available
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from trl.distributed import DistributedBackend
 
 from sao_lib.callbacks import Curves, Samples
-from sao_lib.errors import SaoError
 from sao_lib.losses import orpo_loss, simpo_loss, simpo_reward
-from sao_lib.models import resolve
+from sao_lib.models import attention_for, resolve
 from sao_lib.runs import Run, read_rows, write_atomic
 from sao_lib.settings import ROOT, Train
 
@@ -101,25 +99,6 @@ def deepspeed_on_cpu() -> dict[str, Any]:
     deepspeed.init_distributed("gloo")
     PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.DEEPSPEED
     return {"accelerator_config": {"use_configured_state": True}}
-
-
-def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None]:
-    """The attention to load a model with, and why, when it is not the one asked for.
-
-    Raises SaoError unless one of flash_attention_2, sdpa and eager is asked for.
-    """
-    if asked not in ("flash_attention_2", "sdpa", "eager"):
-        raise SaoError(f"train.attention is '{asked}'; it must be flash_attention_2, sdpa or eager.")
-    config = AutoConfig.from_pretrained(model_folder).get_text_config()
-    used, reasons = asked, []
-    if asked == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
-        missing = "flash-attn is not installed" if torch.cuda.is_available() else "there is no CUDA device"
-        used, reasons = "sdpa", [f"FlashAttention-2 cannot run because {missing}"]
-    if used == "sdpa" and getattr(config, "attn_logit_softcapping", None):
-        # transformers 5.19 hands the soft-cap to SDPA, which ignores it without a word
-        used = "eager"
-        reasons.append(f"SDPA would drop the soft-cap on attention scores of {config.model_type}")
-    return used, "; ".join(reasons) or None
 
 
 def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:

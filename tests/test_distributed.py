@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
-from sao_lib import train, trainer
+from sao_lib import models, train, trainer
 from sao_lib.errors import SaoError
 from sao_lib.losses import simpo_reward
 from sao_lib.models import resolve
@@ -222,17 +222,17 @@ def test_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(trainer, "is_flash_attn_2_available", lambda: flash)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
     config = Gemma2Config(attn_logit_softcapping=softcap) if softcap else LlamaConfig()
     config.save_pretrained(tmp_path)
-    found, reason = trainer.attention_for(tmp_path, asked)
+    found, reason = models.attention_for(tmp_path, asked)
     assert (found, reason is None) == (used, because is None)
     assert because is None or because in str(reason)
 
 
 def test_attention_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(SaoError, match="it must be flash_attention_2, sdpa or eager"):
-        trainer.attention_for(tmp_path, "flash")
+        models.attention_for(tmp_path, "flash")
 
 
 def test_why_training_failed_is_said() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sao_lib.chat import Chat
 from sao_lib.engines import Completion, Conversation, label_ids
+from sao_lib.models import attention_for
 from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings
 
@@ -21,7 +22,9 @@ class TransformersEngine:
         if self.device == "cpu":
             torch.set_num_threads(settings.threads)
         with quiet(log):
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, settings.dtype), attn_implementation=attention_for(folder, "sdpa")[0]
+            )
         self.model: Any = model.to(self.device).eval()
 
     def generate(

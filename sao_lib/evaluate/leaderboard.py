@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from sao_lib.errors import SaoError
+from sao_lib.models import attention_for
 from sao_lib.progress import Progress, quiet
 from sao_lib.runs import write_atomic
 from sao_lib.settings import ROOT, Leaderboard
@@ -165,6 +166,7 @@ def open_model(folder: Path, settings: Leaderboard, run_folder: Path) -> Any:
         dtype=settings.dtype,
         softmax_dtype="float32",  # in bfloat16 likelihoods are so coarse that choices tie
         batch_size=settings.batch_size,
+        attn_implementation=attention_for(folder, "sdpa")[0],
         add_bos_token=True if AutoConfig.from_pretrained(folder).model_type.startswith("gemma") else None,
     )
 
