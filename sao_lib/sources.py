@@ -1,15 +1,13 @@
 """A data file's name -> its rows: a file of the suite, or one on the hub as `hub:org/dataset@revision/file`."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from sao_lib import hub
 from sao_lib.errors import SaoError
 from sao_lib.runs import read_rows
 from sao_lib.settings import ROOT
-
-HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
 
 
 def fetch(source: str) -> Path:
@@ -21,11 +19,11 @@ def fetch(source: str) -> Path:
         return path
     from huggingface_hub import hf_hub_download
 
-    found = HUB.fullmatch(source)
+    found = hub.parse(source)
     if not found:
         raise SaoError(f"'{source}' is not of the form hub:org/dataset@revision/file.")
     try:
-        return Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=found[2]))
+        return Path(hf_hub_download(found.repo, found.file, repo_type="dataset", revision=found.revision))
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SaoError(f"{source} cannot be fetched from the hub: {reason}") from None
@@ -33,15 +31,14 @@ def fetch(source: str) -> Path:
 
 def check(source: str) -> None:
     """Raise SaoError unless `source` is there, without fetching it."""
-    found = HUB.fullmatch(source)
+    found = hub.parse(source)
     if not found:
         fetch(source)
         return
-    from huggingface_hub import file_exists, try_to_load_from_cache
+    from huggingface_hub import file_exists
 
-    cached = try_to_load_from_cache(found[1], found[3], revision=found[2], repo_type="dataset")
     try:
-        there = isinstance(cached, str) or file_exists(found[1], found[3], repo_type="dataset", revision=found[2])
+        there = hub.cached(found) or file_exists(found.repo, found.file, repo_type="dataset", revision=found.revision)
     except Exception as error:
         raise SaoError(f"{source} cannot be had; the hub says: {str(error).strip().splitlines()[0][:160]}") from None
     if not there:

@@ -1,0 +1,93 @@
+"""Loaders on rows in the real schemas of the hub's data sets, written here into files of the same formats."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sao_lib import hub, sources, synthesize, train
+from sao_lib.errors import SaoError
+from sao_lib.evaluate import alpaca_eval
+from sao_lib.settings import Settings
+
+
+def ultrafeedback(number: int) -> dict[str, Any]:
+    """A row as HuggingFaceH4/ultrafeedback_binarized has it."""
+    prompt = f"Question {number}?\nWith a second line."
+    turns = [{"content": prompt, "role": "user"}]
+    return {
+        "prompt": prompt,
+        "prompt_id": hashlib.sha256(prompt.encode()).hexdigest(),
+        "chosen": [*turns, {"content": "Good.", "role": "assistant"}],
+        "rejected": [*turns, {"content": "Bad.", "role": "assistant"}],
+        "messages": [*turns, {"content": "Good.", "role": "assistant"}],
+        "score_chosen": 9.0,
+        "score_rejected": 3.0,
+    }
+
+
+def parquet(folder: Path, *rows: dict[str, Any]) -> str:
+    path = folder / "train_prefs-00000-of-00001.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    return str(path)
+
+
+def test_ultrafeedback_trains_and_gives_prompts(tmp_path: Path, cpu: Settings, make_run: Any) -> None:
+    source = parquet(tmp_path, *map(ultrafeedback, range(5)))
+    rows = train.load_preferences(make_run(), cpu.train.model_copy(update={"data": source}))
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Question 0?\nWith a second line."}]
+    assert rows[0]["chosen"] == [{"content": "Good.", "role": "assistant"}]
+    assert rows[0]["rejected_finished"] is True
+    prompts = synthesize.load_dataset_prompts(source, 3, 1)
+    assert len({row["id"] for row in prompts}) == 3
+    assert all(row["prompt"].endswith("With a second line.") and "\n" not in row["prompt"] for row in prompts)
+
+
+def test_an_external_row_without_an_answer_is_named(tmp_path: Path, cpu: Settings, make_run: Any) -> None:
+    broken = {**ultrafeedback(1), "rejected": []}
+    source = parquet(tmp_path, ultrafeedback(0), broken)
+    with pytest.raises(SaoError, match="row 2, lacks one of prompt, chosen and rejected"):
+        train.load_preferences(make_run(), cpu.train.model_copy(update={"data": source}))
+
+
+def test_persona_hub_rows_have_no_id(tmp_path: Path) -> None:
+    path = tmp_path / "persona.jsonl"
+    path.write_text("".join(json.dumps({"persona": f"a baker from street {n}"}) + "\n" for n in range(20)))
+    rows = synthesize.load_personas(str(path), 10, 1)
+    assert len({row["id"] for row in rows}) == 10
+
+
+def test_alpaca_eval_gpt4_baseline(tmp_path: Path, cpu: Settings) -> None:
+    path = tmp_path / "alpaca_eval_gpt4_baseline.json"
+    row = {
+        "instruction": "q",
+        "output": "a",
+        "generator": "gpt4_1106_preview",
+        "dataset": "helpful_base",
+        "datasplit": "eval",
+    }
+    path.write_text(json.dumps([{"instruction": f"q{n}", **row} for n in range(6)]))
+    settings = cpu.evaluate.model_copy(update={"instructions": str(path), "reference": "gpt4_1106_preview", "n": 5})
+    assert [r["instruction"] for r in alpaca_eval.load_instructions(settings)] == [f"q{n}" for n in range(5)]
+
+
+def test_a_file_that_is_no_list_of_rows_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    (tmp_path / "b.json").write_text("[1, 2")
+    with pytest.raises(SaoError, match="must hold a JSON list of objects"):
+        sources.load_rows(str(tmp_path / "a.json"))
+    with pytest.raises(SaoError, match="cannot be read as JSON"):
+        sources.load_rows(str(tmp_path / "b.json"))
+    with pytest.raises(SaoError, match="does not exist"):
+        sources.check(str(tmp_path / "c.json"))
+
+
+def test_hub_files_are_named_with_their_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.parse("hub:org/set@main/folder/file.json") == ("org/set", "main", "folder/file.json")
+    with pytest.raises(SaoError, match="not of the form hub:org/dataset@revision/file"):
+        sources.fetch("hub:org/set/file.json")
+    monkeypatch.setattr(hub, "cached", lambda name: Path("cache") / "snapshots" / "0a1b" / name.file)
+    assert hub.commit("hub:org/set@main/file.json") == "0a1b"
