@@ -63,7 +63,6 @@ def test_persona_hub_rows_have_no_id(tmp_path: Path) -> None:
 def test_alpaca_eval_gpt4_baseline(tmp_path: Path, cpu: Settings) -> None:
     path = tmp_path / "alpaca_eval_gpt4_baseline.json"
     row = {
-        "instruction": "q",
         "output": "a",
         "generator": "gpt4_1106_preview",
         "dataset": "helpful_base",
