@@ -139,6 +139,18 @@ def _weights_gib(run: Planned, known: Runs) -> float:
     return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * (saved + kept) / 2**30
 
 
+def disk_needed(runs: Sequence[Planned]) -> float:
+    """GiB that the runs which are not done will write; trainings of a model of unknown size are left out."""
+    known, total = {run.folder: run for run in runs}, 0.0
+    for run in runs:
+        if not run.done:
+            try:
+                total += estimate(run, known).disk_gib
+            except SaoError:
+                continue
+    return total
+
+
 def over_cap(runs: Iterable[Planned], known: Runs) -> str | None:
     """A sentence if the API calls of `runs` are expected to cost more than their engines' caps, else None."""
     spent, caps = 0.0, [0.0]

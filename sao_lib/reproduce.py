@@ -19,8 +19,6 @@ from sao_lib.runs import MANIFEST, OUTPUTS, write_atomic
 from sao_lib.settings import ROOT, Machine
 
 SPARE_GIB = 1.0
-DISK_GIB = {"train": 0.6}  # of the embedded models; everything else is small
-SMALL_GIB = 0.01
 
 
 def reproduce(profile: str, experiments: list[str], assignments: list[str], cluster: str = clusters.LOCAL) -> None:
@@ -38,7 +36,7 @@ def reproduce(profile: str, experiments: list[str], assignments: list[str], clus
     failed: dict[str, str] = {}
     if missing:
         if local:
-            _check_disk(missing)
+            _check_disk(_distinct(plans))
         failed = _snakemake(profile, plans, missing, cluster)
     if failed:  # the tables of rows that did finish
         plans, more = _remaining(plans, failed)
@@ -146,8 +144,8 @@ def _check_gpus(profile: str, assignments: list[str]) -> None:
         )
 
 
-def _check_disk(missing: list[planning.Planned]) -> None:
-    need = sum(DISK_GIB.get(run.spec["stage"], SMALL_GIB) for run in missing)
+def _check_disk(runs: list[planning.Planned]) -> None:
+    need = cost.disk_needed(runs)
     stat = os.statvfs(OUTPUTS if OUTPUTS.exists() else ROOT)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:

@@ -191,3 +191,9 @@ def test_costs_add_up() -> None:
     one = cost.Cost(1, 2, 3, 4, 5, 6)
     assert one + one == cost.Cost(2, 4, 6, 8, 10, 12)
     assert one + cost.Cost() == one
+
+
+def test_disk_is_counted_and_a_model_of_unknown_size_does_not_stand_in_the_way() -> None:
+    assert 2 < cost.disk_needed(plan.make("cpu", "table6").runs) < 10
+    other = plan.make("cpu", "table6", ["policy.model=org/unknown"])
+    assert cost.disk_needed(other.runs) < 1
