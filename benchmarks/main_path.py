@@ -114,13 +114,31 @@ def main() -> None:
     write(found)
 
 
+def predicted(names: list[str]) -> dict[str, float]:
+    """Core-seconds by stage, as the plan predicts them."""
+    from sao_lib import cost, plan
+
+    runs = {run.folder: run for name in names for run in plan.make("cpu", name).runs}
+    seconds: dict[str, float] = defaultdict(float)
+    for run in runs.values():
+        seconds[run.spec["stage"]] += cost.estimate(run, runs).device_hours * 3600
+    return seconds
+
+
 def write(found: dict) -> None:
     (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = ["| command | seconds | peak memory, GiB |", "|---|---|---|"]
     commands = {k: v for k, v in found.items() if isinstance(v, dict) and "peak_gib" in v}
     lines += [f"| make {k} | {v['seconds']} | {v['peak_gib']} |" for k, v in commands.items()]
-    lines += ["", "| stage | runs | seconds, summed over runs |", "|---|---|---|"]
-    lines += [f"| {stage} | {v['runs']} | {v['seconds']} |" for stage, v in found["stages"].items()]
+    expected = predicted([*found["targets"]])
+    lines += ["", "| stage | runs | seconds, summed over runs | predicted by `make plan-all` |", "|---|---|---|---|"]
+    lines += [
+        f"| {stage} | {v['runs']} | {v['seconds']} | {expected[stage]:.0f} |" for stage, v in found["stages"].items()
+    ]
+    total = sum(v["seconds"] for v in found["stages"].values())
+    lines.append(
+        f"| total | {sum(v['runs'] for v in found['stages'].values())} | {total} | {sum(expected.values()):.0f} |"
+    )
     text = (HERE / "README.md").read_text()
     head, _, rest = text.partition("<!-- measured -->")
     _, _, tail = rest.partition("<!-- end -->")
