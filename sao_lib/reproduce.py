@@ -98,9 +98,10 @@ def _close(plans: list[Plan], impossible: list[str], failed: dict[str, str]) -> 
         for row in plan.rows:
             if row.skipped:
                 print(f"Not run: {plan.experiment}, {row.label}: {row.skipped}")
-    if failed or impossible:
-        reasons = "\n".join([*failed.values(), *impossible])
-        raise SaoError(f"{len(failed) + len(impossible)} failure(s); everything finished is kept.\n{reasons}")
+    own = [reason for reason in impossible if not any(why in reason for why in failed.values())]
+    if failed or own:
+        reasons = "\n".join([*failed.values(), *own])
+        raise SaoError(f"{len(failed) + len(own)} failure(s); everything finished is kept.\n{reasons}")
 
 
 def jobs_at_once(machine: Machine) -> tuple[int, str]:
