@@ -10,6 +10,7 @@ from sao_lib.chain import short
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.report.rows import TableRow
+from sao_lib.rewards import RELEVANCE_MODEL
 
 MISSING = "not run"
 PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
@@ -46,7 +47,8 @@ def _judge(row: TableRow) -> str:
         return "GPT-4-Turbo (published)"
     run = row.run("evaluate" if row.has("evaluate") else "chat_benchmarks")
     judge = run.results["judge"]
-    return f"{short(judge['model'])}, {judge['instrument']}"
+    model = RELEVANCE_MODEL if judge["instrument"] == "relevance" else judge["model"]  # embeddings ask no judge
+    return f"{short(model)}, {judge['instrument']}"
 
 
 def policy_name(row: TableRow) -> str:
@@ -88,7 +90,7 @@ def embedding_diversity(prompts: list[str], row: TableRow) -> float:
     import numpy as np
 
     from sao_lib.models import resolve
-    from sao_lib.rewards import RELEVANCE_MODEL, Relevance
+    from sao_lib.rewards import Relevance
 
     x = Relevance(resolve(RELEVANCE_MODEL), row.table.folder / "engine.log").vectors(prompts)
     n = len(prompts)
