@@ -67,12 +67,15 @@ def dots(rows: Rows, asked: dict[str, Any]) -> Any:
         points = [(v, y) for y, row in zip(at, shown, strict=True) if (v := row.paper.get(name)) is not None]
         axes.plot([v for v, _ in points], [y for _, y in points], marker, color=colours[1], fillstyle="none",
                   label="paper")  # fmt: skip
+    published = [(row.leaderboard["win_rate"], y) for y, row in zip(at, shown, strict=True) if row.leaderboard]
+    if published:
+        axes.plot([v for v, _ in published], [y for _, y in published], "x", color=colours[2], label="leaderboard")
     limits = (0, 10) if asked.get("metric") == "average" and any(r.has("rating") for r in shown) else (0, 100)
     if metric in ("wr", "arena_hard"):
         axes.axvline(50, color="0.4", lw=0.8, ls="--")
     labels = [row.label.replace(" (", "\n(", 1) for row in shown]
     axes.set(yticks=at, yticklabels=labels, ylim=(-0.6, len(shown) - 0.4), xlim=limits,
-             xlabel=f"{LABELS[metric]}; models and judges differ, see the caption")  # fmt: skip
+             xlabel=LABELS[metric])  # fmt: skip
     axes.tick_params(axis="y", labelsize=9)
     picture.legend(loc="outside upper center", ncol=3, frameon=False)
     return picture

@@ -43,6 +43,8 @@ class TableRow:
     @cached_property
     def leaderboard(self) -> dict[str, Any] | None:
         """This row's line of the leaderboard that the alpaca-eval package ships; None if it is not on it."""
+        if not self.published:
+            return None
         import pandas as pd
         from alpaca_eval.constants import ALPACAEVAL_2_LEADERBOARD_PATHS
 
