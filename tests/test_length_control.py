@@ -7,16 +7,19 @@ the same verdicts. That shows in one place only: cross-validation may choose the
 
 import csv
 import json
+import os
 import statistics
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_evaluate import SHARED
 
 from sao_lib.evaluate.alpaca_eval import win_rates
+from sao_lib.settings import ROOT
 
+SHARED = Path(os.environ.get("SAO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "alpaca_eval"
 GAMED = SHARED / "glm" / "df_gamed_reconstructed.csv"
 CLOSE, CLOSER = 0.2, 0.003  # points of length-controlled win rate
 
