@@ -132,11 +132,13 @@ def win_rates(annotations: Sequence[dict[str, Any]], length_term: str) -> dict[s
     frame["generator_2"] = frame["generator_2"] + " "  # a model may carry the reference's name
     plain = glm_winrate.get_winrate(frame)
     wr, se = float(plain["win_rate"]), float(plain["standard_error"])
-    if length_term == "alpaca_eval":
+    if (frame["output_1"].str.len() == frame["output_2"].str.len()).all():
+        lc, lc_se = wr, se  # nothing to control for: the regression has no length to fit
+    elif length_term == "alpaca_eval":
         found = _length_controlled(frame, {"glm_name": "length_controlled_v1"})
         lc, lc_se = float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
     else:
-        lc, lc_se = _length_only(frame, wr, se)
+        lc, lc_se = _length_only(frame)
     return {"wr": wr, "se": se, "lc": lc, "lc_se": lc_se, "n": len(frame)}
 
 
@@ -147,7 +149,7 @@ def _length_controlled(frame: Any, options: dict[str, Any]) -> dict[str, Any]:
     return dict(glm_winrate.get_length_controlled_winrate(frame.copy(), **quiet_options, **options))
 
 
-def _length_only(frame: Any, wr: float, se: float) -> tuple[float, float]:
+def _length_only(frame: Any) -> tuple[float, float]:
     """LC and its bootstrap standard error; the win rate where lengths do not differ, as there is nothing to control."""
     from alpaca_eval.metrics import glm_winrate
 
