@@ -9,6 +9,7 @@ from sao_lib.analyze import share_positive
 from sao_lib.chain import short
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
+from sao_lib.evaluate.rating import METRICS
 from sao_lib.report.rows import TableRow
 from sao_lib.rewards import RELEVANCE_MODEL
 
@@ -142,7 +143,6 @@ def _rating(metric: str) -> Callable[[TableRow], str]:
 
 TASKS = {"arc": "ARC", "truthfulqa": "TruthfulQA", "winogrande": "Winogrande", "gsm8k": "GSM8K",
          "hellaswag": "HellaSwag", "mmlu": "MMLU"}  # fmt: skip
-METRICS = ("correctness", "completeness", "clarity", "usefulness", "relevance")
 
 COLUMNS: dict[str, Column] = {
     "lc": Column("Our LC (%)", _score("lc")),
