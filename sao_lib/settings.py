@@ -54,10 +54,18 @@ class Engine(Strict):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: int = Field(default=4096, ge=64)
     max_num_seqs: int = Field(default=64, ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, description="GPUs that share one copy of the model")
+    data_parallel: int = Field(default=1, ge=1, description="copies of the model, each with its share of the requests")
+    prefix_caching: bool = Field(default=True, description="requests that begin alike compute their beginning once")
     threads: int = Field(default=1, ge=1)
     kv_cache_tokens: int = Field(default=32768, ge=1024, description="on CPU; a GPU gives what it has")
     max_usd: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _parallel(self) -> "Engine":
+        if self.kind != "vllm" and self.tensor_parallel * self.data_parallel > 1:
+            raise ValueError(f"tensor_parallel and data_parallel are vLLM's; engine kind {self.kind} has one copy")
+        return self
 
 
 class Synthesize(Strict):

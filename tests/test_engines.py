@@ -1,25 +1,21 @@
-"""The real engines: vLLM against transformers on the same requests, and a real OpenAI-compatible server."""
+"""The real local engines: vLLM against transformers on the same requests."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+import logging
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from sao_lib import judge
 from sao_lib.engines import Conversation, open_engine, switch_engine
-from sao_lib.engines.openai_api import OpenAIEngine, most_usd
+from sao_lib.engines.hf_engine import SeededSampler
+from sao_lib.engines.replicas import devices_of_copies
 from sao_lib.errors import SaoError
-from sao_lib.models import resolve
-from sao_lib.settings import PARAMS, Engine, Judge
+from sao_lib.settings import Engine, Judge
 
 SMOL = "embedded/smollm2-135m-instruct"
-KEY = "only-for-this-test"
 VLLM = Engine(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
 TEXTS = ["Why is the sky blue?", "Name three fruits.", "Write a short note to a neighbour about a parcel."]
 REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS]
@@ -43,7 +39,11 @@ def test_vllm_and_transformers_agree(name: str, template: str | None, tmp_path: 
         assert one == pytest.approx(two, abs=2e-3)
 
 
-def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(tmp_path: Path) -> None:
+def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(handler, "close", lambda: pytest.fail("vLLM closed another library's log handler"))
     engine = open_engine(SMOL, VLLM, tmp_path / "log")
     once = [c.text for c in engine.generate(REQUESTS, 16, 0.6, [1, 2, 3])]
     again = [c.text for c in engine.generate(REQUESTS, 16, 0.6, [1, 2, 3])]
@@ -57,91 +57,67 @@ def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(t
     engine.close()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def test_transformers_samples_each_request_by_its_own_seed(tmp_path: Path) -> None:
+    """Whatever the batch: a request's text depends on its seed, and draws follow softmax(logits / temperature)."""
+    settings = Engine(kind="transformers", dtype="float32", max_model_len=512, max_num_seqs=2)
+    engine = open_engine(SMOL, settings, tmp_path / "log")
+    one = [c.text for c in engine.generate(REQUESTS, 12, 0.6, [1, 2, 3])]
+    turned = [c.text for c in engine.generate(REQUESTS[::-1], 12, 0.6, [3, 2, 1])]
+    other = [c.text for c in engine.generate(REQUESTS, 12, 0.6, [4, 5, 6])]
+    assert one == turned[::-1] != other
+    engine.close()
+    logits, draws = torch.tensor([0.0, 1.0, 2.0, -1.0]), 4000
+    drawn = SeededSampler(range(draws), 0.7, "cpu")(None, logits.repeat(draws, 1)).argmax(1)
+    wanted = (logits / 0.7).softmax(0)
+    spread = 4 * (wanted * (1 - wanted) / draws).sqrt()
+    assert ((torch.bincount(drawn, minlength=4) / draws - wanted).abs() < spread).all()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """vLLM's own OpenAI-compatible server with the embedded model, on loopback."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(resolve(SMOL)),
-        "--enforce-eager",
+def test_requests_that_begin_alike_compute_their_beginning_once(tmp_path: Path) -> None:
+    """A judge asked about two pairs in both orders: the ranking prompt's own words are read once, not four times."""
+    judge_settings = Judge(source="llm", template="params/templates/ranking.yaml", reading="logprob", orders="both")
+    pairs = [(TEXTS[0], "It scatters light.", "No idea."), (TEXTS[1], "Apple, pear, plum.", "Three.")]
+    found = {}
+    for caching in (True, False):
+        engine: Any = open_engine(SMOL, VLLM.model_copy(update={"prefix_caching": caching}), tmp_path / "log")
+        outputs, plain = [], engine.llm.generate
+        engine.llm.generate = lambda *args, **kwargs: outputs.extend(plain(*args, **kwargs)) or outputs  # noqa: B023
+        margins = [v["margin"] for v in judge.llm_verdicts(engine, pairs, judge_settings, True, 0)]
+        found[caching] = ([o.num_cached_tokens or 0 for o in outputs], margins)
+        engine.close()
+    cached, uncached = found[True][0], found[False][0]
+    assert uncached == [0] * 4
+    assert cached[0] == 0
+    assert min(cached[1:]) >= 64
+    assert found[True][1] == pytest.approx(found[False][1], abs=2e-3)
+
+
+def test_copies_of_an_engine_share_out_the_requests_and_agree_with_one(tmp_path: Path) -> None:
+    one, two = (
+        open_engine(SMOL, VLLM.model_copy(update={"data_parallel": n}), tmp_path / "log") for n in (1, 2)
+    )  # two processes, each with a real engine
+    assert [c.text for c in one.generate(REQUESTS, 12, 0.6, [1, 2, 3])] == [
+        c.text for c in two.generate(REQUESTS, 12, 0.6, [1, 2, 3])
     ]
-    command += ["--served-model-name", "gpt-4o-mini", "unlisted", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--max-model-len", "1024", "--api-key", KEY, "--max-logprobs", "20", "--dtype", "float32"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended before it was ready"
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    for odds, other in zip(
+        one.label_logprobs(REQUESTS, (" A", " B")), two.label_logprobs(REQUESTS, (" A", " B")), strict=True
+    ):
+        assert odds == pytest.approx(other, abs=2e-3)
+    with pytest.raises(SaoError, match="does not fit max_model_len 512"):
+        two.generate([Conversation(({"role": "user", "content": "word " * 900},))], 16, 0.0, [0])
+    copies = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert len(copies) == 2
+    copies[0].kill()
+    with pytest.raises(SaoError, match="ended from outside"):
+        two.generate(REQUESTS, 12, 0.0, [0] * 3)
+    one.close()
+    two.close()
 
 
-@pytest.fixture
-def api(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenAIEngine:
-    monkeypatch.setenv("OPENAI_BASE_URL", server)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    return OpenAIEngine("gpt-4o-mini", Engine(kind="openai", max_usd=1), tmp_path / "log")
-
-
-def test_openai_generates_and_gives_label_logprobs(api: OpenAIEngine) -> None:
-    out = api.generate(REQUESTS, 12, 0.0, [1, 2, 3])
-    assert all(c.text and c.tokens_in > 0 and c.tokens_out > 0 for c in out)
-    odds = api.label_logprobs(REQUESTS, ("The", "I"))
-    assert all(a <= 0 and b <= 0 for a, b in odds)
-
-
-def test_the_papers_text_verdict_through_the_api(api: OpenAIEngine) -> None:
-    """The GPT-4o rows' own path; this small model gives no verdict, and no verdict is what is recorded."""
-    settings = Judge(source="llm", model="openai/gpt-4o-mini", reading="text", orders="one")
-    pair = (TEXTS[0], "Because of scattering. ranking: 2 > 1", "No idea.")
-    verdict = judge.llm_verdicts(api, [pair], settings, False, 0)[0]
-    template = judge.read_yaml(PARAMS / "templates" / "ranking.yaml")
-    said = api.generate([judge.ranking_request(template, pair, None, False)], 512, 0.0, [0])[0].text
-    assert verdict["verdict"] == judge.parse_verdict(said)
-
-
-def test_the_cap_is_checked_before_the_first_call(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # nobody there: a call would fail otherwise
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    engine = OpenAIEngine("gpt-4o-mini", Engine(kind="openai", max_usd=0.00001), tmp_path / "log")
-    with pytest.raises(SaoError, match=r"may cost \$.*cap engine.max_usd"):
-        engine.generate(REQUESTS, 512, 0.0, [0] * 3)
-
-
-def test_a_model_without_a_listed_price_is_refused(api: OpenAIEngine) -> None:
-    with pytest.raises(SaoError, match="lists no price for 'unlisted'"):
-        most_usd("unlisted", REQUESTS, 10)
-
-
-def test_a_wrong_key_a_dead_server_and_no_key(
-    api: OpenAIEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    settings = Engine(kind="openai", max_usd=1)
-    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    with pytest.raises(SaoError, match="refused OPENAI_API_KEY"):
-        OpenAIEngine("gpt-4o-mini", settings, tmp_path / "log").generate(REQUESTS, 4, 0.0, [0] * 3)
-    monkeypatch.setattr("sao_lib.engines.openai_api.RETRIES", 0)
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port()}/v1")
-    with pytest.raises(SaoError, match="cannot be reached"):
-        OpenAIEngine("gpt-4o-mini", settings, tmp_path / "log").generate(REQUESTS, 4, 0.0, [0] * 3)
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(SaoError, match="needs OPENAI_API_KEY"):
-        OpenAIEngine("gpt-4o-mini", settings, tmp_path / "log")
+def test_copies_have_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+    settings = Engine(kind="vllm", data_parallel=2, tensor_parallel=2)
+    assert devices_of_copies(settings) == ["2,3", "5,7"]
+    with pytest.raises(SaoError, match="needs 8 GPUs, here are 4"):
+        devices_of_copies(settings.model_copy(update={"data_parallel": 4}))

@@ -79,6 +79,10 @@ def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: 
     if settings.kind == "openai":
         raise SaoError(f"Engine kind openai needs a model named openai/..., not {model}.")
     folder = resolve(model)
+    if settings.data_parallel > 1:
+        from sao_lib.engines.replicas import Replicas
+
+        return Replicas(folder, settings, log, chat_template)
     if settings.kind == "vllm":
         from sao_lib.engines.vllm_engine import VLLMEngine
 

@@ -1,4 +1,4 @@
-"""transformers: the engine that needs no extra install; about a third of vLLM's speed on CPU."""
+"""transformers: the engine that needs no extra install. How much slower it is stands in benchmarks/README.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,28 @@ from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings
 
 
+class SeededSampler:
+    """A logits processor that makes greedy search draw each row from softmax(logits / temperature) with its own seed.
+
+    By the Gumbel-max trick: argmax of logits / temperature - log(E), E exponential, is such a draw.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: str) -> None:
+        import torch
+
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """`scores`: [rows, vocabulary]."""
+        import torch
+
+        noise = torch.stack(
+            [torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, self.generators, strict=True)]
+        )
+        return scores / self.temperature - noise.log()
+
+
 class TransformersEngine:
     def __init__(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> None:
         import torch
@@ -18,6 +40,7 @@ class TransformersEngine:
 
         self.chat, self.settings = Chat(folder, chat_template), settings
         self.chat.tokenizer.padding_side = "left"
+        self.chat.tokenizer.pad_token = self.chat.tokenizer.pad_token or self.chat.tokenizer.eos_token  # Llama has none
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(settings.threads)
@@ -26,26 +49,41 @@ class TransformersEngine:
                 folder, dtype=getattr(torch, settings.dtype), attn_implementation=attention_for(folder, "sdpa")[0]
             )
         self.model: Any = model.to(self.device).eval()
+        ends = model.generation_config.eos_token_id  # a chat model may end a turn by a token of its own
+        self.ends: list[int] = ends if isinstance(ends, list) else [ends]
 
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Completion]:
+        out = []
+        size = self.settings.max_num_seqs
+        for at in range(0, len(conversations), size):
+            ids = [self.chat.ids(c.messages, c.prefill) for c in conversations[at : at + size]]
+            out += self._batch(ids, max_tokens, temperature, seeds[at : at + size])
+        return out
+
+    def _batch(
+        self, ids: list[list[int]], max_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Completion]:
         import torch
 
-        out = []
-        for conversation, seed in zip(conversations, seeds, strict=True):  # one at a time: a seed per request
-            torch.manual_seed(seed)
-            ids = torch.tensor([self.chat.ids(conversation.messages, conversation.prefill)], device=self.device)
-            sampling = (
-                {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        batch = self.chat.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        sampler = [SeededSampler(seeds, temperature, self.device)] if temperature else []
+        with torch.no_grad():
+            answers = self.model.generate(
+                **batch,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,  # what a model's own generation_config.json may set, and vLLM is not told
+                pad_token_id=self.chat.tokenizer.pad_token_id,
+                logits_processor=sampler,
             )
-            with torch.no_grad():
-                new = self.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, **sampling
-                )[0, ids.shape[1] :].tolist()
-            finished = bool(new) and new[-1] == self.chat.tokenizer.eos_token_id
-            text = self.chat.tokenizer.decode(new, skip_special_tokens=True)
-            out.append(Completion(text, finished, ids.shape[1], len(new)))
+        ends = set(self.ends)
+        out = []
+        for prompt, answer in zip(ids, answers[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            length = next((n for n, token in enumerate(answer, 1) if token in ends), len(answer))
+            text = self.chat.tokenizer.decode(answer[:length], skip_special_tokens=True)
+            out.append(Completion(text, answer[length - 1] in ends, len(prompt), length))
         return out
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:

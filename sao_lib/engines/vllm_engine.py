@@ -1,4 +1,4 @@
-"""vLLM: the engine of every profile. On CPU it runs in this process, on GPUs in its own."""
+"""vLLM: the engine of every profile. On CPU it runs in this process, on GPUs in processes of its own."""
 
 import json
 import os
@@ -12,13 +12,14 @@ from sao_lib.errors import SaoError
 from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings
 
-CPU_BLOCK = 128  # tokens in a block of vLLM's cache on CPU
+CPU_BLOCK = 32  # tokens in a block of vLLM's cache on CPU, and so the grain at which beginnings are shared
 
 
 def _environment(settings: EngineSettings, cuda: bool) -> None:
     """What vLLM reads from the environment; must be set before it is imported."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing leaves the machine
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Its logging set-up closes every other library's log handlers, and absl's takes the notebook's output with it.
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     if not cuda:
         # In-process: no second interpreter to start.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -32,6 +33,7 @@ def _on_cpu(settings: EngineSettings) -> dict[str, Any]:
         "enforce_eager": True,  # compiling takes a minute and gains a tenth
         "enable_chunked_prefill": False,  # with it per-request seeds fail: "CPU Generator does not use offset"
         "max_num_batched_tokens": settings.max_model_len,
+        "block_size": CPU_BLOCK,
         "num_gpu_blocks_override": settings.kv_cache_tokens // CPU_BLOCK,
     }
 
@@ -52,7 +54,7 @@ class VLLMEngine:
                 dtype=settings.dtype,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
-                enable_prefix_caching=True,
+                enable_prefix_caching=settings.prefix_caching,
                 disable_log_stats=True,
                 seed=0,
                 **options,
@@ -88,7 +90,10 @@ class VLLMEngine:
         with quiet(self.log):
             # Each call starts from an empty prefix cache, so a resumed run computes what an uninterrupted one does.
             self.llm.reset_prefix_cache()
-            return self.llm.generate([TokensPrompt(prompt_token_ids=i) for i in ids], params, use_tqdm=False)
+            order = sorted(range(len(ids)), key=ids.__getitem__)  # neighbours share the longest beginnings
+            prompts = [TokensPrompt(prompt_token_ids=ids[i]) for i in order]
+            out = self.llm.generate(prompts, [params[i] for i in order], use_tqdm=False)
+        return [o for _, o in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]

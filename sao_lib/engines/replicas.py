@@ -1,0 +1,110 @@
+"""Data parallel: copies of a model, each a vLLM engine in a process with GPUs of its own, sharing out the requests.
+
+vLLM's `LLM` refuses data_parallel_size > 1 and asks for one process a copy, which is what this is. A model that fits
+one card is served faster by four copies than by one spread over four cards: nothing is exchanged between them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sao_lib.chat import Chat
+from sao_lib.engines import Completion, Conversation, Engine
+from sao_lib.errors import SaoError
+from sao_lib.runs import die_with_parent
+from sao_lib.settings import Engine as EngineSettings
+
+_engine: Engine | None = None  # in a copy's process: the copy
+
+
+class Replicas:
+    """An Engine of `settings.data_parallel` copies; neighbours stay together, so they share what they begin with.
+
+    Raises SaoError when there are fewer GPUs than the copies need, or a copy's process is gone.
+    """
+
+    def __init__(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> None:
+        devices, self.log, self.chat = devices_of_copies(settings), log, Chat(folder, chat_template)
+        context = get_context("spawn")  # a forked process cannot use CUDA
+        self.pools = [ProcessPoolExecutor(1, mp_context=context) for _ in devices]
+        alone = settings.model_copy(update={"data_parallel": 1})
+        try:
+            self._each(_start, [(os.getpid(), cards, folder, alone, log, chat_template) for cards in devices])
+        except SaoError:
+            self.close()
+            raise
+
+    def _each(self, call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What `call` gives in each copy's process, all at once, each with its own arguments."""
+        jobs = [pool.submit(call, *given) for pool, given in zip(self.pools, arguments, strict=True)]
+        try:
+            return [job.result() for job in jobs]
+        except BrokenProcessPool:
+            raise SaoError(
+                f"A copy of the engine was ended from outside, perhaps for memory; see {self.log}."
+            ) from None
+
+    def _dealt(self, method: str, lists: dict[str, Sequence[Any]], **same: Any) -> list[Any]:
+        """`method` of every copy on its equal share of the parallel `lists`; results in the order of the lists."""
+        count, copies = len(next(iter(lists.values()))), len(self.pools)
+        cuts = [count * number // copies for number in range(copies + 1)]
+        shares = [{k: v[a:b] for k, v in lists.items()} for a, b in zip(cuts, cuts[1:], strict=False)]
+        done = self._each(_call, [(method, {**share, **same}) for share in shares])
+        return [result for part in done for result in part]
+
+    def generate(
+        self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Completion]:
+        lists = {"conversations": conversations, "seeds": seeds}
+        return self._dealt("generate", lists, max_tokens=max_tokens, temperature=temperature)
+
+    def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
+        return self._dealt("label_logprobs", {"conversations": conversations}, labels=labels)
+
+    def completion_logprobs(
+        self, conversations: Sequence[Conversation], completions: Sequence[str]
+    ) -> list[list[float]]:
+        return self._dealt("completion_logprobs", {"conversations": conversations, "completions": completions})
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def devices_of_copies(settings: EngineSettings) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each copy, None without CUDA; raises SaoError when there are too few GPUs."""
+    import torch
+
+    copies, cards = settings.data_parallel, settings.tensor_parallel
+    if not torch.cuda.is_available():
+        return [None] * copies
+    all_cards = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or all_cards).split(",")
+    if len(visible) < copies * cards:
+        raise SaoError(
+            f"engine.data_parallel {copies} x tensor_parallel {cards} needs {copies * cards} GPUs, "
+            f"here are {len(visible)}; lower one of them."
+        )
+    return [",".join(visible[copy * cards : (copy + 1) * cards]) for copy in range(copies)]
+
+
+def _start(
+    parent: int, cards: str | None, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None
+) -> None:
+    """Open this process's copy; it ends with the process that asked for it."""
+    global _engine
+    os.environ["SAO_STARTED_BY"] = str(parent)
+    die_with_parent()
+    if cards is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards  # before CUDA is looked at
+    from sao_lib.engines.vllm_engine import VLLMEngine
+
+    _engine = VLLMEngine(folder, settings, log, chat_template)
+
+
+def _call(method: str, arguments: dict[str, Any]) -> Any:
+    return getattr(_engine, method)(**arguments)
