@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib.errors import SaoError
-from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest
+from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest, identity
 from sao_lib.settings import ROOT, Evaluate, Judge, Settings
 
 NOTEBOOKS = {
@@ -126,8 +126,7 @@ class Chain:
         self, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
     ) -> Planned:
         spec = spec_of(self.profile, stage, name, params, inputs, files)
-        identity = {k: v for k, v in spec.items() if k not in ("name", "profile")}
-        run = Planned(f"{self.profile}/{stage}/{name}-{digest(identity)[:8]}", spec)
+        run = Planned(f"{self.profile}/{stage}/{name}-{identity(spec)[:8]}", spec)
         return self.runs.setdefault(run.folder, run)
 
     @property

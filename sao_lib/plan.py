@@ -8,8 +8,9 @@ from typing import Any
 
 from sao_lib import layers, models, settings, sources
 from sao_lib.chain import Chain, Planned, Row, models_of, spec_of
+from sao_lib.engines.openai_api import JOURNAL, require_key
 from sao_lib.errors import SaoError
-from sao_lib.runs import MANIFEST, digest, load, write_atomic
+from sao_lib.runs import MANIFEST, identity, load, write_atomic
 from sao_lib.settings import PARAMS, Settings
 
 ROW_KEYS = ("label", "use", "runs", "trained", "iterations", "published", "paper")
@@ -133,8 +134,6 @@ def _preset(base: Settings, name: str, where: str) -> tuple[dict[str, Any], str 
 
 def _check(run: Planned) -> None:
     """Before anything expensive: can the run's models be had, are its keys and hub files there?"""
-    from sao_lib.engines.openai_api import require_key
-
     for model in models_of(run):
         if model.startswith("openai/"):
             require_key(model)
@@ -166,9 +165,11 @@ def write_specs(plan: Plan) -> None:
                 count += 1
                 aside = run.path.with_name(f"{run.path.name}.damaged{count}")
             run.path.rename(aside)
+            for paid in aside.glob(JOURNAL):
+                write_atomic(run.path / JOURNAL, paid.read_text())
             print(f"{error} The folder is kept as {aside.name} and the run is done again.")
             finished = None
-        if finished and digest(finished.spec) != digest(run.spec):  # a table whose rows have changed
+        if finished and identity(finished.spec) != identity(run.spec):  # a table whose rows have changed
             (run.path / MANIFEST).unlink()
             finished = None
         if not finished:

@@ -33,6 +33,15 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def identity(spec: dict[str, Any]) -> str:
+    """Digest of what a run's results depend on: its spec without name, profile and what it may spend at most."""
+
+    def bare(value: Any) -> Any:
+        return {k: bare(v) for k, v in value.items() if k != "max_usd"} if isinstance(value, dict) else value
+
+    return digest({k: bare(v) for k, v in spec.items() if k not in ("name", "profile")})
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:

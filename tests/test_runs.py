@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sao_lib import chain, plan, runs
+from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.runs import MANIFEST, append_rows, load, read_rows, resume_rows
 
@@ -60,7 +61,9 @@ def test_a_damaged_run_is_set_aside_and_planned_again(tmp_path: Path, monkeypatc
     folder = made.runs[0].path
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text("{ half a mani")
+    (folder / JOURNAL).write_text('{"paid": 1}\n')
     plan.write_specs(made)
+    assert (folder / JOURNAL).read_text() == '{"paid": 1}\n', "paid replies go with the run"
     assert not made.runs[0].done
     assert (folder / "spec.yaml").is_file()
     assert (folder.with_name(folder.name + ".damaged") / MANIFEST).is_file()
@@ -79,6 +82,17 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path: Path, monk
             write()
     assert path.read_text() == "old"
     assert list(tmp_path.glob(".*tmp")) == []
+
+
+def test_a_raised_cap_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "OUTPUTS", tmp_path)
+    low, high = (plan.make("cpu", "smoke", [f"engine.max_usd={usd}"]) for usd in (5, 600))
+    assert [run.folder for run in low.runs] == [run.folder for run in high.runs]
+    plan.write_specs(low)
+    plan.write_specs(high)
+    spec = json.loads((high.runs[0].path / "spec.yaml").read_text())
+    assert spec["params"]["engine"]["max_usd"] == 600
+    assert runs.identity(spec) != runs.identity({**spec, "params": {**spec["params"], "seed": 43}})
 
 
 def test_identity_follows_content() -> None:
