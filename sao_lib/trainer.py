@@ -62,6 +62,12 @@ class PreferenceTrainer(DPOTrainer):
             return super()._precompute_ref_logps(dataset, *args)
         return dataset.map(lambda _: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})  # no reference model
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As transformers', which under DeepSpeed rounds floats to bf16: DPO's reference log p, off by up to a nat."""
+        if isinstance(data, Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         if self.preference.loss == "dpo":
             return super()._compute_loss(model, inputs, return_outputs)

@@ -6,6 +6,7 @@ one bit for bit.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -138,6 +139,11 @@ def test_in_fp32_two_processes_and_one_and_any_accumulation_agree(
         one, _ = a_run(tmp_path / str(micro), tiny, micro_batch=micro)
         trainer.main(str(one.folder))
         assert_agree(one, two, FP32)
+
+
+def test_dpo_starts_at_log_2_under_the_papers_zero3(tiny: Path, tmp_path: Path) -> None:
+    """Policy and reference are the same model then; transformers would round the reference to bf16 on the way."""
+    assert losses(trained(tmp_path, tiny, loss="dpo", **ZERO3))[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("which", ["alone", "sharded"])
