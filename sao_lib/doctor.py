@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 
-from sao_lib import layers, models
+from sao_lib import hub, layers, models
 from sao_lib.errors import SaoError
 from sao_lib.settings import PARAMS, ROOT
 
@@ -27,6 +27,7 @@ def doctor() -> None:
         print(f"package   {line}")
     for name in ("deepspeed", "flash_attn"):
         print(f"package   {name}: {_imports(name)}")
+    print(f"hub       {hub.state()}")
     for key in ("OPENAI_API_KEY", "HF_TOKEN"):
         print(f"key       {key}: {'set' if os.environ.get(key) else 'not set'}")
     for file in sorted((PARAMS / "profiles").glob("*.yaml")):
@@ -34,10 +35,10 @@ def doctor() -> None:
 
 
 def gpus_here() -> list[str]:
-    """Name and memory of every NVIDIA card, empty where there is none."""
+    """Name, memory and driver of every NVIDIA card, empty where there is none."""
     if not shutil.which("nvidia-smi"):
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     out = subprocess.run(query, capture_output=True, text=True, check=False)
     return [line.strip() for line in out.stdout.splitlines() if line.strip()] if out.returncode == 0 else []
 

@@ -32,3 +32,21 @@ def commit(source: str) -> str | None:
     name = parse(source)
     path = cached(name) if name else None
     return path.parts[path.parts.index("snapshots") + 1] if path and "snapshots" in path.parts else None
+
+
+def state() -> str:
+    """Whether the hub can be asked from here, in words."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "not asked, as HF_HUB_OFFLINE is set"
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        pass  # it answered
+    except OSError as error:
+        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
+    return f"{constants.ENDPOINT} answers"

@@ -1,0 +1,60 @@
+"""`make doctor`: what it says of the machine, the hub and the profiles."""
+
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from sao_lib import hub
+from sao_lib.doctor import doctor, gpus_here, pins
+from sao_lib.settings import PARAMS
+
+
+def test_every_profile_has_a_line_and_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor()
+    said = capsys.readouterr().out
+    for profile in (PARAMS / "profiles").glob("*.yaml"):
+        assert f"profile   {profile.stem}: " in said
+    assert "hub       not asked" in said
+    assert "package   deepspeed: imports" in said
+    if not gpus_here():
+        assert "paper: needs 4 GPU(s), here 0" in said
+
+
+def test_a_package_that_is_not_as_pinned_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = pins()[0].name
+    monkeypatch.setattr("sao_lib.doctor.version", lambda asked: "0.0.1" if asked == name else "9.9")
+    doctor()
+    assert f"{name}: 0.0.1, wanted ==" in capsys.readouterr().out
+
+
+def test_cards_are_named_with_memory_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_smi = tmp_path / "nvidia-smi"
+    fake_smi.write_text('#!/bin/sh\necho "$1" > ' + str(tmp_path / "asked") + "\necho 'A100, 81920 MiB, 580.1'\n")
+    fake_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert gpus_here() == ["A100, 81920 MiB, 580.1"]
+    assert "driver_version" in (tmp_path / "asked").read_text()
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_hub_that_answers_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert hub.state() == f"{address} answers"
+        thread.join()
+    assert "cannot be reached" in hub.state()

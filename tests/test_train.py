@@ -1,0 +1,76 @@
+"""What reaches the trainer: token ids as sampled, nothing cut, every dropped pair counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao_lib import train
+from sao_lib.chat import Chat
+from sao_lib.errors import SaoError
+from sao_lib.models import resolve
+from sao_lib.runs import Run
+from sao_lib.settings import Policy, Settings, Train
+
+SMOL = "embedded/smollm2-135m-instruct"
+POLICY = Policy(model=SMOL)
+
+
+def pair(number: int, chosen: str, rejected: str, finished: bool = True) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "prompt": [{"role": "user", "content": f"Question {number}?"}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "chosen_finished": finished,
+        "rejected_finished": True,
+    }
+
+
+@pytest.fixture
+def settings(cpu: Settings) -> Train:
+    changes = {"max_length": 96, "min_completion": 3, "held_out": 1, "global_batch": 2, "micro_batch": 1}
+    return cpu.train.model_copy(update=changes)
+
+
+def test_pairs_that_do_not_fit_are_dropped_and_counted_never_cut(
+    make_run: Callable[..., Run], settings: Train, tmp_path: Path
+) -> None:
+    good = [pair(n, "A fine answer of some words.", "Another answer, less fine.") for n in range(4)]
+    long = [pair(10, "word " * 200, "Short enough."), pair(11, "Short enough.", "word " * 200)]
+    short = [pair(20, "A fine answer.", "")]
+    run = make_run()
+    assert train.prepare(run, [*long, *good, *short], settings, POLICY) == {
+        "train": 3,
+        "held_out": 1,
+        "dropped": {"too long": 2, "too short": 1},
+    }
+    chat = Chat(resolve(SMOL))
+    kept = run.rows("train.jsonl") + run.rows("held_out.jsonl")
+    assert [row["id"] for row in kept] == ["0", "1", "2", "3"]
+    for row in kept:
+        assert chat.tokenizer.decode(row["chosen_ids"]) == "A fine answer of some words.<|im_end|>"
+        assert row["prompt_ids"] == chat.ids(({"role": "user", "content": f"Question {row['id']}?"},))
+
+
+def test_a_response_that_was_not_ended_gets_no_end(make_run: Callable[..., Run], settings: Train) -> None:
+    rows = [pair(n, "It goes on and on", "It ends here.", finished=False) for n in range(3)]
+    run = make_run()
+    train.prepare(run, rows, settings, POLICY)
+    end = Chat(resolve(SMOL)).tokenizer.eos_token_id
+    for row in run.rows("train.jsonl"):
+        assert end not in row["chosen_ids"]
+        assert row["rejected_ids"][-1] == end
+
+
+def test_a_longest_pair_just_fits(make_run: Callable[..., Run], settings: Train) -> None:
+    rows = [pair(n, "one two three four five", "six seven eight") for n in range(3)]
+    run = make_run()
+    train.prepare(run, rows, settings, POLICY)
+    row = run.rows("train.jsonl")[0]
+    exact = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    fits, not_quite = (settings.model_copy(update={"max_length": limit}) for limit in (exact, exact - 1))
+    assert train.prepare(run, rows, fits, POLICY)["dropped"]["too long"] == 0
+    with pytest.raises(SaoError, match="0 usable pairs are too few"):
+        train.prepare(run, rows, not_quite, POLICY)
