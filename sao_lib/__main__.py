@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", default="cpu")
         command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
         if name == "reproduce":
-            command.add_argument("--cluster", default="local", help="local or slurm")
+            command.add_argument("--cluster", default="local", help="local, slurm or kubernetes")
     run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
     run.add_argument("folder", type=Path)
     run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")

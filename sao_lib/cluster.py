@@ -1,12 +1,15 @@
-"""Where snakemake runs the graph: on this machine, or on SLURM through its executor plugin.
+"""Where snakemake runs the graph: on this machine, or on SLURM or Kubernetes through its executor plugins.
 
-Partition, account and other options of a site come from a snakemake profile, whose folder the environment variable
-SNAKEMAKE_PROFILE names, e.g. with `default-resources: [slurm_partition=gpu, slurm_account=mine]` in its config.yaml.
-SLURM's own SBATCH_* variables reach sbatch too. Repository, .venv, model cache and outputs/ must lie in the same
-place on every node, on a file system with file locks (NFS 4; Lustre mounted with flock): without locks, two jobs
-asked for the same run both do it.
+Options of a site come from a snakemake profile, whose folder the environment variable SNAKEMAKE_PROFILE names, e.g.
+`default-resources: [slurm_partition=gpu, slurm_account=mine]` in its config.yaml, or for Kubernetes `container-image`,
+`kubernetes-namespace` and `kubernetes-persistent-volumes`. SLURM's own SBATCH_* variables reach sbatch too.
+Repository, environment, model cache and outputs/ must lie in the same place on every node or in every pod as where the
+command is given, and outputs/ on a file system with file locks (NFS 4; Lustre mounted with flock): without locks, two
+jobs asked for the same run both do it.
 """
 
+import math
+import os
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -17,8 +20,7 @@ from sao_lib.errors import SaoError
 from sao_lib.runs import OUTPUTS
 from sao_lib.settings import Machine
 
-LOCAL = "local"
-CLUSTERS = (LOCAL, "slurm", "kubernetes")  # the last is refused with the reason
+LOCAL, SLURM, KUBERNETES = CLUSTERS = ("local", "slurm", "kubernetes")
 JOBS = 100  # in the cluster's queue at once; how many of them run is the cluster's business
 LATENCY = 60  # seconds to wait for a finished run's manifest, which a network file system may show late
 TAIL = 500
@@ -30,24 +32,38 @@ def check(cluster: str) -> None:
         raise SaoError(f"There is no cluster '{cluster}'; there are: {', '.join(CLUSTERS)}.")
     if cluster == LOCAL:
         return
-    if cluster == "kubernetes":
-        raise SaoError(
-            "CLUSTER=kubernetes does not work yet: snakemake-executor-plugin-kubernetes 0.5.1 turns off the use of a "
-            "shared file system and wants object storage, and these runs share a file system."
-        )
     if not find_spec(f"snakemake_executor_plugin_{cluster}"):
         raise SaoError(
             f"CLUSTER={cluster} needs snakemake-executor-plugin-{cluster}, which is not installed; run `make setup`."
         )
-    if not shutil.which("sbatch"):
+    if cluster == SLURM and not shutil.which("sbatch"):
         raise SaoError("CLUSTER=slurm needs the command sbatch, which this machine does not have; use a login node.")
+    if cluster == KUBERNETES and not _kubernetes_is_known():
+        raise SaoError(
+            "CLUSTER=kubernetes finds no cluster; give the command in one of its pods, or name a kubeconfig file in "
+            "KUBECONFIG."
+        )
+
+
+def _kubernetes_is_known() -> bool:
+    files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(file).expanduser().is_file() for file in files)
+
+
+def program(cluster: str) -> str:
+    """The module that is snakemake: its own, or the one that corrects its plugin for Kubernetes."""
+    return "sao_lib.kubernetes" if cluster == KUBERNETES else "snakemake"
 
 
 def executor(cluster: str) -> list[str]:
     """snakemake's options for the cluster."""
     options = ["--executor", cluster, "--jobs", str(JOBS), "--latency-wait", str(LATENCY)]
     options += ["--quiet", "host", "progress", "reason"]  # what is left says which job is which run, and why one failed
-    return [*options, "--slurm-logdir", str(OUTPUTS / "slurm_logs"), *_status()]
+    if cluster == SLURM:
+        return [*options, "--slurm-logdir", str(OUTPUTS / "slurm_logs"), *_status()]
+    # snakemake's own folder is looked for in pods too, which share outputs/ only, and no home with a source cache.
+    shared = ["persistence", "input-output", "software-deployment", "sources", "storage-local-copies"]
+    return [*options, "--directory", str(OUTPUTS), "--shared-fs-usage", *shared]
 
 
 def _status() -> list[str]:
@@ -59,14 +75,23 @@ def _status() -> list[str]:
     return ["--slurm-status-command", "squeue"]
 
 
-def resources(run: Planned, machine: Machine) -> dict[str, int]:
+def resources(run: Planned, machine: Machine, cluster: str = LOCAL) -> dict[str, int | str | None]:
     """What a run asks the scheduler for, in the names that the executor plugins know; `runtime` is in minutes.
 
     A judge by chance, by length or behind an API opens no model here and asks for no GPU.
     """
     gpus = _need(run, machine, "gpus") if _opens_a_model(run) else 0
-    asked = {"mem_mb": int(_need(run, machine, "memory_gib") * 1024), "runtime": int(_need(run, machine, "minutes"))}
-    return {**asked, "gpu": int(gpus)} if gpus else asked
+    gib = _need(run, machine, "memory_gib")
+    asked: dict[str, int | str | None] = {"mem_mb": int(gib * 1024), "runtime": int(_need(run, machine, "minutes"))}
+    if gpus:
+        asked["gpu"] = int(gpus)
+    if cluster == KUBERNETES:
+        # Its megabytes are decimal. GPUs must have limits, which the plugin sets for scale=0; without disk=None that
+        # would make one of snakemake's guess at the local disk.
+        asked |= {"mem_mb": math.ceil(gib * 2**30 / 10**6), "scale": 0, "disk": None}
+        if gpus:
+            asked["gpu_manufacturer"] = "nvidia"
+    return asked
 
 
 def threads(run: Planned, machine: Machine, cluster: str) -> int:
@@ -90,8 +115,13 @@ def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
     said = ""
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        for line in process.stderr:
-            said = (said + line)[-TAIL:]
-            if show and line.strip():
-                print(line.rstrip(), flush=True)
+        try:
+            for line in process.stderr:
+                said = (said + line)[-TAIL:]
+                if show and line.strip():
+                    print(line.rstrip(), flush=True)
+        except KeyboardInterrupt:
+            if show:  # snakemake was interrupted too and takes its jobs back, while someone listens
+                print(process.stderr.read(), flush=True)
+            raise
     return process.returncode, said.strip()

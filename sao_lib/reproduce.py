@@ -175,9 +175,11 @@ def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned],
     }
     file = OUTPUTS / profile / name / "plan.json"
     write_atomic(file, json.dumps(content, indent=1))
+    for run in missing:
+        (run.path / "error.txt").unlink(missing_ok=True)  # why it failed before says nothing of this time
     # A finished run is one with a manifest, whatever snakemake remembers: hence no locks, no metadata.
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--config", f"plan={file}"]
-    command += ["--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"]
+    command = [sys.executable, "-m", clusters.program(cluster), "-s", str(ROOT / "Snakefile")]
+    command += ["--config", f"plan={file}", "--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"]
     command += ["--rerun-triggers", "mtime", "--directory", str(ROOT), *options]
     code, said = clusters.call(command, ROOT, show=cluster != clusters.LOCAL)
     if not code:
@@ -198,7 +200,7 @@ def _node(run: planning.Planned, machine: Machine, cluster: str) -> dict[str, An
         "folder": run.folder,
         "inputs": sorted(set(run.inputs.values())),
         "threads": clusters.threads(run, machine, cluster),
-        "resources": clusters.resources(run, machine),
+        "resources": clusters.resources(run, machine, cluster),
     }
 
 

@@ -261,6 +261,19 @@ class Settings(Strict):
     logits: Logits
     presets: dict[str, Preset] = {}
 
+    @model_validator(mode="after")
+    def _cards(self) -> "Settings":
+        engines = {
+            "engine": self.engine,
+            "evaluate.judge_engine": self.evaluate.judge_engine,
+            "rating.engine": self.rating.engine,
+        }
+        for name, engine in engines.items():
+            need = engine.tensor_parallel * engine.data_parallel if engine else 1
+            if self.machine.gpus and need > self.machine.gpus:
+                raise ValueError(f"{name} spreads over {need} GPUs, machine.gpus is {self.machine.gpus}")
+        return self
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from `path`; raises SaoError naming the file when it is missing or malformed."""

@@ -76,11 +76,13 @@ def test_resources_are_no_part_of_a_runs_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("sge", "There is no cluster 'sge'"), ("slurm", "sbatch"), ("kubernetes", "does not work yet")]
+    ("name", "said"), [("sge", "There is no cluster 'sge'"), ("slurm", "sbatch"), ("kubernetes", "finds no cluster")]
 )
 def test_a_cluster_that_cannot_be_had_is_one_sentence(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.shutil, "which", lambda _: None)
     monkeypatch.setattr(cluster, "find_spec", lambda module: True)
+    monkeypatch.setenv("KUBECONFIG", "/dev/null/config")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SaoError, match=said):
         cluster.check(name)
 

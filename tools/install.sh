@@ -1,27 +1,35 @@
 #!/bin/sh
-# Install the pinned environment into .venv. The only choice is where the CPU build of torch comes from:
-# the registry's own build would bring gigabytes of CUDA.
+# Install a pinned environment: `tools/install.sh` the one without a GPU into .venv, `tools/install.sh gpu` the one
+# with CUDA into .venv-gpu. The only choice is where the CPU build of torch comes from: the registry's own build would
+# bring gigabytes of CUDA.
 set -eu
 cd "$(dirname "$0")/.."
+case ${1:-cpu} in
+cpu) venv=.venv lock=requirements.lock ;;
+gpu) venv=.venv-gpu lock=requirements-gpu.lock ;;
+*) echo "Error: there is no environment '$1'; there are: cpu, gpu." >&2 && exit 1 ;;
+esac
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null 2>&1 || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {
     echo "Error: Python 3.11 is needed and neither python3.11 nor python3 is one; install it or set PYTHON." >&2
     exit 1
 }
-torch=$(sed -n 's/^torch==\(.*\)$/\1/p' requirements.lock)
+torch=$(sed -n 's/^torch==\(.*\)$/\1/p' $lock)
 cpu_index=https://download.pytorch.org/whl/cpu
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-pip=".venv/bin/python -m pip --disable-pip-version-check"
+[ -x $venv/bin/python ] || "$python" -m venv $venv
+pip="$venv/bin/python -m pip --disable-pip-version-check"
 $pip install -qq "uv==0.13.8"
 
 would_take() { # the torch build pip would install with these options, or nothing
     $pip install --dry-run --quiet --no-deps --report - "$@" "torch==$torch" 2>/dev/null |
-        .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])' 2>/dev/null || true
+        $venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])' 2>/dev/null || true
 }
 
-if .venv/bin/python -c 'import torch' 2>/dev/null; then
+if [ $venv = .venv-gpu ]; then
+    chosen="torch $torch with CUDA"
+elif $venv/bin/python -c 'import torch' 2>/dev/null; then
     chosen="torch is already installed"
 elif [ "$(uname -s)" = Darwin ]; then
     chosen="torch $torch from the package registry, which is a CPU build on macOS"
@@ -39,6 +47,7 @@ fi
 if index=$($pip config get global.index-url 2>/dev/null); then
     export UV_DEFAULT_INDEX="$index"
 fi
-.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --override tools/overrides.txt -r requirements.lock
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -e .
-echo "Set-up: $chosen; everything else as pinned in requirements.lock."
+uv="$venv/bin/uv pip install --quiet --python $venv/bin/python"
+$uv --compile-bytecode --override tools/overrides.txt -r $lock
+$uv --no-deps -e .
+echo "Set-up: $chosen; everything else as pinned in $lock."
