@@ -139,6 +139,11 @@ def write(found: dict) -> None:
     lines.append(
         f"| total | {sum(v['runs'] for v in found['stages'].values())} | {total} | {sum(expected.values()):.0f} |"
     )
+    lines += ["", "| table or figure alone | core-seconds | predicted by its plan | taken / predicted |"]
+    lines.append("|---|---|---|---|")
+    for name in ordered(found["targets"]):
+        taken, plan = found["targets"][name]["seconds"], sum(predicted([name]).values())
+        lines.append(f"| {name} | {taken} | {plan:.0f} | {taken / plan:.2f} |")
     text = (HERE / "README.md").read_text()
     head, _, rest = text.partition("<!-- measured -->")
     _, _, tail = rest.partition("<!-- end -->")
@@ -147,10 +152,15 @@ def write(found: dict) -> None:
     write_targets(found["targets"])
 
 
+def ordered(targets: dict[str, dict[str, float]]) -> list[str]:
+    """Tables by number, then figures by number."""
+    return sorted(targets, key=lambda n: (not n.startswith("table"), int("".join(filter(str.isdigit, n)))))
+
+
 def write_targets(targets: dict[str, dict[str, float]]) -> None:
     """The README's table of targets: title, where the paper has it, runs, and minutes alone with two jobs at once."""
     lines = ["| command | what it runs | paper | runs | cpu minutes |", "|---|---|---|---|---|"]
-    for name in sorted(targets, key=lambda n: (not n.startswith("table"), int("".join(filter(str.isdigit, n))))):
+    for name in ordered(targets):
         experiment = yaml.safe_load((HERE.parent / "params" / "experiments" / f"{name}.yaml").read_text())
         minutes = max(1, round(targets[name]["seconds"] / 120))
         where = experiment["where"].removeprefix("SAO ")
