@@ -7,11 +7,10 @@ one bit for bit.
 
 import json
 import math
-import os
 import random
-import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +181,9 @@ def kill_after(run: Run, settings: Train, sign: Path) -> None:
     while thread.is_alive() and not sign.exists():
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
-        if str(run.folder) in " ".join(process.cmdline()):
-            os.kill(process.pid, signal.SIGKILL)
+        with suppress(psutil.Error):  # one that has ended meanwhile
+            if str(run.folder) in " ".join(process.cmdline()):
+                process.kill()
     thread.join()
     assert failed, "the training ended before it could be killed"
 
