@@ -13,6 +13,7 @@ The plugin makes and deletes jobs and one secret. In a pod, its service account 
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import snakemake_executor_plugin_kubernetes as plugin
@@ -20,6 +21,7 @@ from kubernetes import client
 from snakemake.cli import main
 from snakemake.common import get_container_image
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from urllib3.exceptions import MaxRetryError
 
@@ -51,7 +53,12 @@ class Jobs(client.BatchV1Api):
 
     minutes = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
     def create_namespaced_job(self, namespace: str, body: Any, **asked: Any) -> Any:
+        self.names.append(body.metadata.name)
         pod = body.spec.template.spec
         pod.active_deadline_seconds = 60 * self.minutes
         pod.volumes.append(client.V1Volume(name="shm", empty_dir=client.V1EmptyDirVolumeSource(medium="Memory")))
@@ -84,6 +91,11 @@ class Executor(plugin.Executor):
     def run_job(self, job: Any) -> None:
         self.batchapi.minutes = job.resources.runtime
         super().run_job(job)
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """All that were made: snakemake's own list is empty while it asks how they are, and lacks one being made."""
+        for name in self.batchapi.names:
+            self._kubernetes_retry(partial(self.safe_delete_job, name))
 
 
 if __name__ == "__main__":

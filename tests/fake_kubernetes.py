@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class FakeKubernetes(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), FakeApi)
         self.folder, self.evicts = folder, False
+        self.seconds, self.asked = 0.0, threading.Event()  # to say how a job is, and whether one was asked for
         self.secrets: dict[str, dict[str, Any]] = {}
         self.made: dict[str, dict[str, Any]] = {}  # every job ever made
         self.pods: dict[str, FakePod] = {}  # by job, as long as it is not deleted
@@ -52,6 +54,9 @@ class FakeKubernetes(ThreadingHTTPServer):
 
     def answer(self, method: str, kind: str, rest: list[str], asked: dict[str, str], body: Any) -> tuple[int, Any]:
         name = rest[0] if rest else ""
+        if kind == "jobs" and method == "GET":
+            self.asked.set()
+            time.sleep(self.seconds)
         with self.lock:
             if method == "POST":
                 return self.create(kind, body)

@@ -157,12 +157,18 @@ def test_a_pod_that_is_evicted_without_a_log_is_one_sentence(site: FakeKubernete
     assert not site.pods
 
 
-def test_an_interrupted_command_takes_its_pods_and_its_secret_back(site: FakeKubernetes) -> None:
+@pytest.mark.parametrize("seconds", [0, 5])
+def test_an_interrupted_command_takes_its_pods_and_its_secret_back(site: FakeKubernetes, seconds: int) -> None:
+    """Also while snakemake asks how they are: it forgets them meanwhile."""
     process = start(site)
     deadline = time.monotonic() + 120
     while not any(pod.log.stat().st_size for pod in [*site.pods.values()]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert site.secrets
+    if seconds:
+        site.seconds = seconds
+        site.asked.clear()
+        assert site.asked.wait(60)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.communicate()[1] == "Stopped; run the same command to continue.\n"
     assert process.returncode == 130
