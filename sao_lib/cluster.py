@@ -51,8 +51,8 @@ def _kubernetes_is_known() -> bool:
 
 
 def program(cluster: str) -> str:
-    """The module that is snakemake: its own, or the one that corrects its plugin for Kubernetes."""
-    return "sao_lib.kubernetes" if cluster == KUBERNETES else "snakemake"
+    """The module that is snakemake: its own, or the one that corrects its plugin for the cluster."""
+    return "snakemake" if cluster == LOCAL else f"sao_lib.{cluster}"
 
 
 def executor(cluster: str) -> list[str]:

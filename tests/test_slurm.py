@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,17 +106,31 @@ def environment(outputs: Path) -> dict[str, str]:
     return {**os.environ, **given, "OPENAI_API_KEY": "", "HF_HUB_OFFLINE": "1"}
 
 
+def reproduce(outputs: Path, **given: str) -> subprocess.Popen[str]:
+    """The smallest real table on SLURM, in a process group of its own."""
+    words = ["reproduce", "table13", "--cluster", "slurm", "--set", *SMALLEST]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sao_lib", *words],
+        env={**environment(outputs), **given},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
+
+
 @pytest.fixture(scope="module")
 def outputs(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Outputs of the smallest real table, whose three runs SLURM did."""
     folder = tmp_path_factory.mktemp("outputs")
-    words = ["reproduce", "table13", "--cluster", "slurm", "--set", *SMALLEST]
-    call = [sys.executable, "-m", "sao_lib", *words]
-    done = subprocess.run(call, env=environment(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    assert "3 of 3 runs to do, handed to slurm" in done.stdout
-    assert len(re.findall("has been submitted with SLURM jobid", done.stdout)) == 3
-    assert "| Ranking |" in done.stdout
+    process = reproduce(folder)
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-2000:] + out[-2000:]
+    assert "3 of 3 runs to do, handed to slurm" in out
+    assert len(re.findall("has been submitted with SLURM jobid", out)) == 3
+    assert "| Ranking |" in out
     return folder
 
 
@@ -167,3 +183,22 @@ def test_two_jobs_asked_for_the_same_run_produce_it_once(slurm: Path, outputs: P
     assert first["ExitCode"] == second["ExitCode"] == "0:0"
     assert (table / "run.json").exists()
     assert len(runs_done(outputs)) == before + 1
+
+
+def test_an_interrupted_command_takes_its_jobs_back(slurm: Path, tmp_path: Path) -> None:
+    """Also while snakemake asks how they are: it forgets them meanwhile."""
+    asked, slow = tmp_path / "asked", tmp_path / "bin" / "squeue"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ntouch {asked}\nsleep 5\nexec {shutil.which("squeue")} "$@"\n')
+    slow.chmod(0o755)
+    wait_until_idle()
+    known = len(ended(slurm))
+    process = reproduce(tmp_path / "outputs", PATH=f"{slow.parent}:{os.environ['PATH']}")
+    deadline = time.monotonic() + 120
+    while not asked.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, complaint = process.communicate()
+    assert complaint == "Stopped; run the same command to continue.\n", said
+    wait_until_idle()
+    assert [job["JobState"] for job in ended(slurm)[known:]] == ["CANCELLED"]
