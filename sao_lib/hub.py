@@ -1,10 +1,12 @@
-"""Names of files in data sets on the hub: `hub:org/dataset@revision/file`."""
+"""Names on the hub: of files in data sets, `hub:org/dataset@revision/file`, and of models, `org/name@revision`."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
+MODEL = re.compile(r"(?!embedded/|openai/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
 
 class HubFile(NamedTuple):
@@ -28,10 +30,25 @@ def cached(name: HubFile) -> Path | None:
 
 
 def commit(source: str) -> str | None:
-    """The commit that a fetched hub file belongs to: what `main` meant when it was read."""
-    name = parse(source)
-    path = cached(name) if name else None
+    """The commit that a fetched hub file or model belongs to: what `main` meant when it was read; else None."""
+    if model := MODEL.fullmatch(source):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model[1], "config.json", revision=model[2])
+        path = Path(found) if isinstance(found, str) else None
+    else:
+        name = parse(source)
+        path = cached(name) if name else None
     return path.parts[path.parts.index("snapshots") + 1] if path and "snapshots" in path.parts else None
+
+
+def named_in(params: Any) -> Iterator[str]:
+    """What in a run's parameters may be a hub file or a hub model, by its form."""
+    if isinstance(params, dict):
+        for value in params.values():
+            yield from named_in(value)
+    elif isinstance(params, str) and (NAME.fullmatch(params) or MODEL.fullmatch(params)):
+        yield params
 
 
 def state() -> str:

@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sao_lib import hub
 from sao_lib.errors import SaoError
-from sao_lib.hub import commit
 from sao_lib.settings import ROOT
 
 OUTPUTS = Path(os.environ.get("SAO_OUTPUTS", ROOT / "outputs"))
@@ -172,7 +172,7 @@ class Run:
         manifest = {
             "spec": self.spec,
             "results": results,
-            "hub_commits": {f: commit(f) for f in self.spec.get("files", {}) if f.startswith("hub:")},
+            "hub_commits": {n: found for n in hub.named_in(self.params) if (found := hub.commit(n))},
             "files": {p.name: p.stat().st_size for p in sorted(self.folder.iterdir()) if _is_result(p)},
             "seconds": round(time.time() - self.started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),

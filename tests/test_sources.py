@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from sao_lib import hub, sources, synthesize, train
+from sao_lib import hub, layers, sources, synthesize, train
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
+from sao_lib.runs import Run
 from sao_lib.settings import Settings
 
 
@@ -90,3 +92,25 @@ def test_hub_files_are_named_with_their_revision(tmp_path: Path, monkeypatch: py
         sources.fetch("hub:org/set/file.json")
     monkeypatch.setattr(hub, "cached", lambda name: Path("cache") / "snapshots" / "0a1b" / name.file)
     assert hub.commit("hub:org/set@main/file.json") == "0a1b"
+
+
+def test_a_run_records_the_commits_of_what_it_read_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {("org/model", "main"): "0a1b", ("org/judge", "v1"): "2c3d"}
+
+    def in_fake_cache(repo: str, file: str, revision: str | None = None, repo_type: str | None = None) -> str | None:
+        found = read.get((repo, revision or "main"))
+        return f"/cache/snapshots/{found}/{file}" if found else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", in_fake_cache)
+    params = {"policy": {"model": "org/model", "system": None}, "judge": {"model": "org/judge@v1", "chunk": 3},
+              "rating": {"model": "openai/gpt-4o"}, "train": {"deepspeed": "params/deepspeed_zero3.json"}}  # fmt: skip
+    run = Run({"stage": "judge", "name": "t", "profile": "cpu", "params": params, "inputs": {}, "files": {}}, tmp_path)
+    assert run.finish({})["hub_commits"] == {"org/model": "0a1b", "org/judge@v1": "2c3d"}
+
+
+@pytest.mark.parametrize("profile", ["gpu-small", "gpu", "paper"])
+def test_files_on_the_hub_are_named_with_their_commit(profile: str) -> None:
+    text = json.dumps(layers.validate(layers.profile_layers(profile)).model_dump())
+    files = [hub.parse(name) for name in re.findall(r'"(hub:[^"]+)"', text)]
+    assert len(files) > 1
+    assert all(file and re.fullmatch("[0-9a-f]{40}", file.revision) for file in files)
