@@ -2,7 +2,7 @@
 
 import pytest
 
-from sao_lib import plan
+from sao_lib import layers, plan
 from sao_lib.chain import NOTEBOOKS
 from sao_lib.errors import SaoError
 
@@ -86,6 +86,15 @@ def test_every_experiment_is_planned_on_every_profile() -> None:
         for name in names:
             made = plan.make(profile, name)
             assert [row.name for row in made.rows if row.skipped] == [], (profile, name)
+
+
+@pytest.mark.parametrize("profile", ["gpu-small", "gpu", "paper"])
+def test_every_model_is_trained_whole_at_its_profiles_rate(profile: str) -> None:
+    rate = layers.validate(layers.profile_layers(profile)).train.learning_rate
+    trainings = [
+        run.spec["params"]["train"] for run in plan.make(profile, "table10").runs if run.spec["stage"] == "train"
+    ]
+    assert {(train["learning_rate"], train["lora_rank"]) for train in trainings} == {(rate, None)}
 
 
 def test_tables_share_runs() -> None:
