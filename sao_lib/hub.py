@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sao_lib.settings import PARAMS, read_yaml
+
 NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
 MODEL = re.compile(r"(?!embedded/|openai/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
@@ -29,12 +31,19 @@ def cached(name: HubFile) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def model(name: str) -> tuple[str, str | None]:
+    """A model's repository and revision: the one after the @, else params/models.yaml's, else none, which is main."""
+    repo, _, revision = name.partition("@")
+    return repo, revision or read_yaml(PARAMS / "models.yaml").get(repo, {}).get("revision")
+
+
 def commit(source: str) -> str | None:
     """The commit that a fetched hub file or model belongs to: what `main` meant when it was read; else None."""
-    if model := MODEL.fullmatch(source):
+    if MODEL.fullmatch(source):
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(model[1], "config.json", revision=model[2])
+        repo, revision = model(source)
+        found = try_to_load_from_cache(repo, "config.json", revision=revision)
         path = Path(found) if isinstance(found, str) else None
     else:
         name = parse(source)

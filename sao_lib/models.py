@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from sao_lib import hub
 from sao_lib.errors import SaoError
 from sao_lib.runs import file_digest
 from sao_lib.settings import PARAMS, ROOT, read_yaml
@@ -153,12 +154,10 @@ def _hub(name: str, dry_run: bool = False) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import HFValidationError
 
-    repo, _, revision = name.partition("@")
+    repo, revision = hub.model(name)
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.py"]
     try:
-        found = snapshot_download(
-            repo, revision=revision or None, allow_patterns=["config.json"] if dry_run else patterns
-        )
+        found = snapshot_download(repo, revision=revision, allow_patterns=["config.json"] if dry_run else patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SaoError(

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sao_lib import hub, layers, sources, synthesize, train
+from sao_lib import hub, layers, plan, sources, synthesize, train
+from sao_lib.chain import models_of
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
 from sao_lib.runs import Run
@@ -92,6 +93,20 @@ def test_hub_files_are_named_with_their_revision(tmp_path: Path, monkeypatch: py
         sources.fetch("hub:org/set/file.json")
     monkeypatch.setattr(hub, "cached", lambda name: Path("cache") / "snapshots" / "0a1b" / name.file)
     assert hub.commit("hub:org/set@main/file.json") == "0a1b"
+
+
+@pytest.mark.parametrize("profile", ["gpu-small", "gpu", "paper"])
+def test_every_model_on_the_hub_that_a_profile_names_has_a_commit(profile: str) -> None:
+    runs = [run for name in plan.experiments() for run in plan.make(profile, name).runs]
+    names = {name for run in runs if run.spec["stage"] != "ablate" for name in models_of(run)}
+    for repo, revision in map(hub.model, (name for name in names if not name.startswith(("embedded/", "openai/")))):
+        assert re.fullmatch("[0-9a-f]{40}", str(revision)), repo
+    assert names
+
+
+def test_a_revision_after_the_name_comes_first() -> None:
+    assert hub.model("google/gemma-2-9b-it@main") == ("google/gemma-2-9b-it", "main")
+    assert hub.model("org/unheard-of") == ("org/unheard-of", None)
 
 
 def test_a_run_records_the_commits_of_what_it_read_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
