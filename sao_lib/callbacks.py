@@ -5,6 +5,7 @@ Only the main process writes; all processes sample, because under ZeRO-3 each ho
 
 import contextlib
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
+from sao_lib.models import end_ids
 from sao_lib.progress import Progress
 from sao_lib.runs import append_rows, read_rows, write_atomic
 from sao_lib.settings import Train
@@ -74,11 +76,8 @@ class Samples(TrainerCallback):
                 )
         self.trainer.model_wrapped.train(training)
         if accelerator.is_main_process:
-            new = out[:, batch["input_ids"].shape[1] :].tolist()
-            ended = [
-                ids[: ids.index(self.tokenizer.eos_token_id)] if self.tokenizer.eos_token_id in ids else ids
-                for ids in new
-            ]
+            new, ends = out[:, batch["input_ids"].shape[1] :].tolist(), end_ids(model)
+            ended = [list(takewhile(lambda token: token not in ends, ids)) for ids in new]
             texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
             append_rows(
                 self.path,

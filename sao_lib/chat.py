@@ -10,10 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
+from jinja2 import TemplateError
+
 from sao_lib.errors import SaoError
 from sao_lib.settings import ROOT
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+ANSWER = "forty-two"  # stands for any answer
+DATE = "26 Jul 2024"  # Llama-3.2's template asks for one and prints today's unless it gets one; this is Llama-3.1's
 
 
 class Message(TypedDict):
@@ -32,6 +37,7 @@ class Chat:
     def __init__(self, folder: Path, chat_template: str | None = None) -> None:
         from transformers import AutoTokenizer
 
+        self.folder = folder
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if chat_template:
             self.tokenizer.chat_template = (ROOT / chat_template).read_text(encoding="utf-8")
@@ -46,6 +52,31 @@ class Chat:
         tokens += [str(t) for t in self.tokenizer.all_special_tokens]
         return re.compile("|".join(re.escape(t) for t in sorted(set(tokens), key=len, reverse=True)))
 
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an assistant's message in the template, e.g. Gemma's <end_of_turn> instead of <eos>.
+
+        The tokenizer's end-of-sequence where the template ends it by words, as one for a base model does.
+        """
+        turns: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        after = self._render(turns, add_generation_prompt=False).rpartition(ANSWER)[2]
+        found = self._special.match(after.lstrip())
+        return int(self.tokenizer.convert_tokens_to_ids(found[0]) if found else self.tokenizer.eos_token_id)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
+                )
+            )
+        except TemplateError as refused:
+            raise SaoError(
+                f"The chat template of the model in {self.folder} refuses messages by "
+                f"{', '.join(m['role'] for m in messages)}: {refused}; choose another model or chat_template, or set "
+                "system to null where it is a policy's."
+            ) from None
+
     def neutral(self, text: str) -> str:
         """`text` without control characters and with special-token strings broken by a space."""
         return self._special.sub(lambda m: m[0][0] + " " + m[0][1:], CONTROL.sub(" ", text))
@@ -53,11 +84,10 @@ class Chat:
     def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Token ids of `messages` up to the assistant's turn, begun with `prefill`.
 
-        Raises SaoError when the template would put the beginning-of-sequence token twice.
+        Raises SaoError when the template would put the beginning-of-sequence token twice, or refuses the messages.
         """
-        clean = [{"role": m["role"], "content": self.neutral(m["content"])} for m in messages]
-        text = self.tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=True)
-        ids = self.text_ids(text + prefill)
+        clean: list[Message] = [{"role": m["role"], "content": self.neutral(m["content"])} for m in messages]
+        ids = self.text_ids(self._render(clean, add_generation_prompt=True) + prefill)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise SaoError(f"The chat template begins with two {self.tokenizer.bos_token} tokens; remove one.")
@@ -69,4 +99,4 @@ class Chat:
 
     def completion_ids(self, text: str, finished: bool) -> list[int]:
         """Token ids of a response as sampled: its text, then end-of-turn if the model ended it."""
-        return self.text_ids(self.neutral(text)) + ([self.tokenizer.eos_token_id] if finished else [])
+        return self.text_ids(self.neutral(text)) + ([self.end_of_turn] if finished else [])

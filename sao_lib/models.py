@@ -71,6 +71,12 @@ def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None
     return used, "; ".join(reasons) or None
 
 
+def end_ids(model: Any) -> set[int]:
+    """Ids of the tokens that end a transformers model's answer: of its turn, and of the sequence."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
 def _entry(name: str) -> dict[str, Any]:
     entry = known(name)
     if not entry:

@@ -22,7 +22,7 @@ from sao_lib.errors import SaoError
 from sao_lib.feedback import Feedback
 from sao_lib.models import resolve
 from sao_lib.runs import Run, append_rows, read_rows
-from sao_lib.settings import PARAMS, Engine, Judge, Policy
+from sao_lib.settings import PARAMS, ROOT, Engine, Judge, Policy
 
 SMOL = "embedded/smollm2-135m-instruct"
 KEY = "only-for-this-test"
@@ -279,3 +279,17 @@ def test_a_damaged_journal_is_not_to_be_deleted(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / JOURNAL).write_text("{damaged\n" + (tmp_path / JOURNAL).read_text())
     with pytest.raises(SaoError, match="line 1, is not valid JSON; delete that line alone"):
         engine_in(tmp_path)
+
+
+def test_a_model_behind_the_api_answers_the_policys_prompts(server: str, tmp_path: Path) -> None:
+    given = ["synthesize.n=4", "synthesize.pairs=2", "judge.source=length", "judge.audit_questions=1"]
+    words = ["reproduce", "table13", "--set", "synthesize.generator.model=openai/gpt-4o-mini", *given]
+    environment = {**os.environ, "SAO_OUTPUTS": str(tmp_path)}
+    command = [sys.executable, "-m", "sao_lib", *words]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    (journal,) = tmp_path.glob(f"cpu/synthesize/*answers-by-gpt-4o-mini*/{JOURNAL}")
+    replies = {row["text"].strip() for row in read_rows(journal)}
+    rows = read_rows(journal.parent / "responses.jsonl")
+    assert {response["text"] for row in rows for response in row["responses"]} == replies
+    assert len(rows) == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from sao_lib.chat import Chat
 from sao_lib.engines import Completion, Conversation, label_ids
-from sao_lib.models import attention_for
+from sao_lib.models import attention_for, end_ids
 from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings
 
@@ -49,8 +49,7 @@ class TransformersEngine:
                 folder, dtype=getattr(torch, settings.dtype), attn_implementation=attention_for(folder, "sdpa")[0]
             )
         self.model: Any = model.to(self.device).eval()
-        ends = model.generation_config.eos_token_id  # a chat model may end a turn by a token of its own
-        self.ends: list[int] = ends if isinstance(ends, list) else [ends]
+        self.ends = end_ids(model)
 
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
@@ -78,12 +77,11 @@ class TransformersEngine:
                 pad_token_id=self.chat.tokenizer.pad_token_id,
                 logits_processor=sampler,
             )
-        ends = set(self.ends)
         out = []
         for prompt, answer in zip(ids, answers[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            length = next((n for n, token in enumerate(answer, 1) if token in ends), len(answer))
+            length = next((n for n, token in enumerate(answer, 1) if token in self.ends), len(answer))
             text = self.chat.tokenizer.decode(answer[:length], skip_special_tokens=True)
-            out.append(Completion(text, answer[length - 1] in ends, len(prompt), length))
+            out.append(Completion(text, answer[length - 1] in self.ends, len(prompt), length))
         return out
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
@@ -97,7 +95,7 @@ class TransformersEngine:
         out = []
         for conversation, text in zip(conversations, completions, strict=True):
             start = self.chat.ids(conversation.messages, conversation.prefill)
-            end = self.chat.text_ids(self.chat.neutral(text)) or [self.chat.tokenizer.eos_token_id]
+            end = self.chat.text_ids(self.chat.neutral(text)) or [self.chat.end_of_turn]
             rows = self._logprobs(start + end, len(end) + 1)[:-1]
             out.append([float(row[token]) for row, token in zip(rows, end, strict=True)])
         return out

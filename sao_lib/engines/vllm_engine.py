@@ -123,9 +123,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         starts = [self.chat.ids(c.messages, c.prefill) for c in conversations]
-        ends = [
-            self.chat.text_ids(self.chat.neutral(text)) or [self.chat.tokenizer.eos_token_id] for text in completions
-        ]
+        ends = [self.chat.text_ids(self.chat.neutral(text)) or [self.chat.end_of_turn] for text in completions]
         ids = [s + e for s, e in zip(starts, ends, strict=True)]
         params = [SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)] * len(ids)
         out = self._run(ids, params)

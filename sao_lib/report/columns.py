@@ -82,7 +82,7 @@ def _synthesized(key: str) -> Callable[[TableRow], Any]:
 
 
 def _diversity(row: TableRow) -> float:
-    prompts = [p["prompt"] for p in row.run("synthesize").rows("prompts.jsonl") if p["reason"] is None]
+    prompts = [p["prompt"] for p in row.prompts if p["reason"] is None]
     return embedding_diversity(prompts[:1000], row)
 
 

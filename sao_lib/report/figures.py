@@ -10,7 +10,7 @@ from sao_lib.runs import Run
 
 Rows = dict[str, TableRow]
 LABELS = {"wr": "Win rate (%)", "lc": "Length-controlled win rate (%)", "arena_hard": "Arena-Hard win rate (%)",
-          "average": "Average", "math500": "MATH-500 (%)"}  # fmt: skip
+          "math500": "MATH-500 (%)"}  # fmt: skip
 
 
 def draw(run: Run, rows: Rows, path: Path) -> Any:
@@ -75,7 +75,7 @@ def dots(rows: Rows, asked: dict[str, Any]) -> Any:
         axes.axvline(50, color="0.4", lw=0.8, ls="--")
     labels = [row.label.replace(" (", "\n(", 1) for row in shown]
     axes.set(yticks=at, yticklabels=labels, ylim=(-0.6, len(shown) - 0.4), xlim=limits,
-             xlabel=LABELS[metric])  # fmt: skip
+             xlabel=asked.get("xlabel") or LABELS[metric])  # fmt: skip
     axes.tick_params(axis="y", labelsize=9)
     picture.legend(loc="outside upper center", ncol=3, frameon=False)
     return picture

@@ -35,6 +35,12 @@ class TableRow:
         """Whether anything of this row ran here."""
         return not self.published and not self.skipped
 
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        """Every synthesized prompt, made by the policy also where another model answers them (table 8)."""
+        made = self.run("synthesize")
+        return (made.input("prompts") if "prompts" in made.spec["inputs"] else made).rows("prompts.jsonl")
+
     @cached_property
     def annotations(self) -> list[dict[str, Any]]:
         """alpaca_eval's annotations, empty where this row has none."""

@@ -30,7 +30,7 @@ def repeated_prompts(rows: Rows) -> list[list[str]]:
         if row.skipped:
             out.append([row.label, f"not run: {row.skipped}", "-"])
             continue
-        prompts = [p["prompt"] for p in row.run("synthesize").rows("prompts.jsonl") if p["reason"] is None]
+        prompts = [p["prompt"] for p in row.prompts if p["reason"] is None]
         label = f"Ours, {row.label.lower()}, {len(prompts)} prompts"
         out += [[label, cut(prompt), str(count)] for prompt, count in most_repeated(prompts)]
     return out
@@ -43,7 +43,7 @@ def dataset_example(rows: Rows) -> list[list[str]]:
     verdicts = {v["id"]: v for v in judged.rows("verdicts.jsonl")}
     responses = row.run("synthesize").rows("responses.jsonl")
     first = next((r for r in responses if verdicts.get(r["id"], {}).get("verdict")), responses[0])
-    made = next(p for p in row.run("synthesize").rows("prompts.jsonl") if p["id"] == first["id"])
+    made = next(p for p in row.prompts if p["id"] == first["id"])
     verdict = verdicts[first["id"]]["verdict"]
     margin = verdicts[first["id"]]["margin"]
     return [
@@ -145,7 +145,7 @@ def template_texts(rows: Rows) -> dict[str, str]:
     """Figure 5: both templates as the first persona and the first pair of this profile's data fill them."""
     row = next(iter(rows.values()))
     made, judged = row.run("synthesize"), row.run("judge")
-    persona = made.rows("prompts.jsonl")[0]["persona"]
+    persona = row.prompts[0]["persona"]
     request = persona_request(read_yaml(ROOT / made.params["synthesize"]["template"]), persona)
     template = read_yaml(ROOT / judged.params["judge"]["template"])
     pair = pairs_of(made.rows("responses.jsonl")[:1])[0]

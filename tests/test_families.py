@@ -1,0 +1,113 @@
+"""What the paper's model families ask of the suite: no pad token, no begin token, no system role, own end of a turn."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from sao_lib.chat import Chat
+from sao_lib.errors import SaoError
+from sao_lib.models import resolve
+from sao_lib.runs import read_rows
+from sao_lib.settings import ROOT
+from sao_lib.trainer import completion_logps
+
+NAMES = [*families.FAMILIES]
+SMALLEST = ["policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
+            "synthesize.max_response_tokens=12", "judge.source=length", "judge.audit_questions=1", "train.held_out=2",
+            "train.lora_rank=null", "train.samples=1", "evaluate.n=4", "evaluate.max_tokens=12",
+            "evaluate.labelled_questions=4", "evaluate.judges=[likelihood]"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: families.make(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+
+
+def reproduce(table: str, model: Path, outputs: Path) -> None:
+    command = [sys.executable, "-m", "sao_lib", "reproduce", table, "--set", f"policy.model={model}", *SMALLEST]
+    environment = {**os.environ, "SAO_OUTPUTS": str(outputs), "OPENAI_API_KEY": ""}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "smollm2"])
+def test_a_trained_completion_ends_as_the_models_own_answers_do(name: str, models: dict[str, Path]) -> None:
+    chat = Chat(models[name] if name in models else resolve("embedded/smollm2-135m-instruct"))
+    question, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+    ids = chat.ids([question]) + chat.completion_ids("Because.", finished=True)  # type: ignore[list-item]
+    rendered = chat.tokenizer.apply_chat_template([question, answer], tokenize=False)
+    assert rendered.startswith(chat.tokenizer.decode(ids))
+    turn = families.FAMILIES[name].turn if name in models else "<|im_end|>"
+    assert chat.tokenizer.convert_ids_to_tokens(ids[-1]) == turn
+
+
+def test_a_template_that_ends_answers_by_words_gets_the_end_of_the_sequence() -> None:
+    chat = Chat(resolve("embedded/gemma-3-270m"), "params/templates/plain.jinja")
+    assert chat.end_of_turn == chat.tokenizer.eos_token_id
+
+
+def test_a_template_that_prints_the_date_gives_the_same_ids_tomorrow(models: dict[str, Path]) -> None:
+    chat = Chat(models["llama3"])
+    ask = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    chat.tokenizer.chat_template = ask + "Today Date: {{ date_string }}\n" + families.LLAMA3
+    assert "Today Date: 26 Jul 2024" in chat.tokenizer.decode(chat.ids([{"role": "user", "content": "Why?"}]))
+
+
+def test_a_model_without_a_system_role_is_one_sentence(models: dict[str, Path]) -> None:
+    with pytest.raises(SaoError, match="refuses messages by system, user: System role not supported; choose") as caught:
+        Chat(models["gemma2"]).ids([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_used_on_gpus_gives_the_same_log_probabilities_and_gradients(
+    name: str, models: dict[str, Path]
+) -> None:
+    """Gemma-2 caps its logits; what a head without the cap would give is far off."""
+    model = AutoModelForCausalLM.from_pretrained(models[name], dtype=torch.float32, attn_implementation="eager")
+    add_fused_lm_head(model)
+    rows = [{"prompt_ids": [3, 4, 5], "chosen_ids": [6, 7, 8, 9], "rejected_ids": [10, 11]},
+            {"prompt_ids": [12], "chosen_ids": [13], "rejected_ids": [14, 15, 16]}]  # fmt: skip
+    batch = DataCollatorForPreference(pad_token_id=0)(rows)
+    found = {}
+    for fused in (False, True):
+        model.zero_grad()
+        logp, tokens = completion_logps(model, batch, fused)
+        logp.sum().backward()
+        found[fused] = logp.detach(), tokens, model.get_input_embeddings().weight.grad.clone()
+    for with_logits, with_head in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(with_logits, with_head, rtol=1e-4, atol=1e-4)
+    if model.config.model_type == "gemma2":
+        model.config.final_logit_softcapping = None
+        assert not torch.allclose(completion_logps(model, batch, fused=False)[0], found[True][0], atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama3"])
+def test_the_main_path_runs_and_the_trained_model_ends_its_turns_as_before(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    reproduce("table14", models[name], tmp_path)
+    trained = next(tmp_path.glob("cpu/train/*length*/model"))
+    ends = GenerationConfig.from_pretrained(trained).eos_token_id
+    family, tokenizer = families.FAMILIES[name], AutoTokenizer.from_pretrained(trained)
+    assert set(tokenizer.convert_ids_to_tokens(ends)) == set(family.ends)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (family.tokens["bos_token"], family.tokens["eos_token"])
+    assert tokenizer.chat_template == family.template
+    attention = json.loads((trained.parent / "attention.json").read_text())
+    assert attention["used"] == ("eager" if name == "gemma2" else "sdpa")
+    assert len({row["step"] for row in read_rows(trained.parent / "samples.jsonl")}) == 2
+
+
+def test_a_model_without_a_begin_token_passes_the_lesson_on_begin_tokens(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    reproduce("table13", models["qwen2"], tmp_path)
