@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import interrupted
 import pytest
 from fake_kubernetes import FakeKubernetes
 from snakemake_interface_common.exceptions import WorkflowError
@@ -63,16 +64,7 @@ def start(site: FakeKubernetes, *given: str, **environment: str) -> subprocess.P
     named = {"KUBECONFIG": f"{folder}/kubeconfig", "SNAKEMAKE_PROFILE": f"{folder}/profile"}
     named |= {"SAO_OUTPUTS": f"{folder}/volume/outputs", "HF_TOKEN": TOKEN, "OPENAI_API_KEY": "", "HF_HUB_OFFLINE": "1"}
     words = ["reproduce", "table13", "--cluster", "kubernetes", "--set", *SMALLEST, *given]
-    return subprocess.Popen(
-        [sys.executable, "-m", "sao_lib", *words],
-        env={**os.environ, **named, **environment},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
+    return interrupted.start(words, {**named, **environment})
 
 
 def reproduce(site: FakeKubernetes, *given: str, **environment: str) -> SimpleNamespace:

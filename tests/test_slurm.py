@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import interrupted
 import pytest
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
@@ -109,16 +110,7 @@ def environment(outputs: Path) -> dict[str, str]:
 def reproduce(outputs: Path, **given: str) -> subprocess.Popen[str]:
     """The smallest real table on SLURM, in a process group of its own."""
     words = ["reproduce", "table13", "--cluster", "slurm", "--set", *SMALLEST]
-    return subprocess.Popen(
-        [sys.executable, "-m", "sao_lib", *words],
-        env={**environment(outputs), **given},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
+    return interrupted.start(words, {**environment(outputs), **given})
 
 
 @pytest.fixture(scope="module")
