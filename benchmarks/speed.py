@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sao_lib import judge, layers, plan
 from sao_lib.engines import open_engine, user_turn
-from sao_lib.labelled import labelled_pairs
+from sao_lib.method import judge
+from sao_lib.method.labelled import labelled_pairs
+from sao_lib.plan import experiment as plan
+from sao_lib.plan import layers
 from sao_lib.runs import Run, _cpu_name
 from sao_lib.settings import PARAMS, ROOT, Judge, Settings
 
@@ -83,7 +85,7 @@ def judging(scratch: Path) -> dict[str, Any]:
 
 def training(scratch: Path) -> dict[str, Any]:
     """Tokens trained per second: our trainer and trl.experimental's CPOTrainer with the SimPO loss, same pairs."""
-    from sao_lib import train, trainer
+    from sao_lib.method import train, trainer
 
     base = cpu()
     settings = base.train.model_copy(update={"data": "params/data/preferences.jsonl", "pairs": 24, "samples": 1})
@@ -116,8 +118,8 @@ def _cpo(run: Run, settings: Any, rows: list[dict[str, Any]]) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from sao_lib import trainer
-    from sao_lib.models import resolve
+    from sao_lib.engines.models import resolve
+    from sao_lib.method import trainer
 
     folder = resolve(run.policy_model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -188,8 +190,8 @@ def cells(folder: str) -> None:
     """Run the code cells of a run's notebook in this process."""
     from IPython.display import display
 
-    from sao_lib.chain import NOTEBOOKS
-    from sao_lib.execute import ENVIRONMENT
+    from sao_lib.launch.execute import ENVIRONMENT
+    from sao_lib.plan.chain import NOTEBOOKS
 
     os.environ.update(ENVIRONMENT)
     stage = json.loads((Path(folder) / "spec.yaml").read_text())["stage"]

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         if given.command == "doctor":
-            from sao_lib.doctor import doctor
+            from sao_lib.launch.doctor import doctor
 
             doctor()
         elif given.command == "report":
@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             write_page(given.profile)
         else:
-            from sao_lib import cost, reproduce
-            from sao_lib.plan import experiments as every_experiment
+            from sao_lib.launch import reproduce
+            from sao_lib.plan import cost
+            from sao_lib.plan.experiment import experiments as every_experiment
 
             if given.command == "run":
                 reproduce.run_one(given.folder, given.of)

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from sao_lib import layers  # noqa: E402
+from sao_lib.plan import layers  # noqa: E402
 from sao_lib.runs import Run  # noqa: E402
 from sao_lib.settings import Settings  # noqa: E402
 

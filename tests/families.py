@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Gemma2Config, GenerationConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sao_lib.models import resolve
+from sao_lib.engines.models import resolve
 
 GEMMA2 = """\
 {{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sao_lib import chain, cost, plan, reproduce
-from sao_lib.chain import Planned
 from sao_lib.engines.openai_api import most_usd
 from sao_lib.errors import SaoError
-from sao_lib.workload import asks, rates
+from sao_lib.launch import reproduce
+from sao_lib.plan import chain, cost
+from sao_lib.plan import experiment as plan
+from sao_lib.plan.chain import Planned
+from sao_lib.plan.workload import asks, rates
 
 MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "main_path.json").read_text())
 API_JUDGE = ["judge.model=openai/gpt-4o", "judge.engine=null", "judge.reading=text", "judge.orders=one"]

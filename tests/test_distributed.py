@@ -19,10 +19,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
-from sao_lib import models, train, trainer
+from sao_lib.engines import models
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.losses import simpo_reward
-from sao_lib.models import resolve
+from sao_lib.method import train, trainer
+from sao_lib.method.losses import simpo_reward
 from sao_lib.runs import Run, read_rows
 from sao_lib.settings import Train
 

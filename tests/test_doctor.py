@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from sao_lib import hub
-from sao_lib.doctor import doctor, gpus_here, pins
+from sao_lib.launch.doctor import doctor, gpus_here, pins
 from sao_lib.settings import PARAMS
 
 
@@ -27,7 +27,7 @@ def test_a_package_that_is_not_as_pinned_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = pins()[0].name
-    monkeypatch.setattr("sao_lib.doctor.version", lambda asked: "0.0.1" if asked == name else "9.9")
+    monkeypatch.setattr("sao_lib.launch.doctor.version", lambda asked: "0.0.1" if asked == name else "9.9")
     doctor()
     assert f"{name}: 0.0.1, wanted ==" in capsys.readouterr().out
 

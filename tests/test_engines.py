@@ -8,11 +8,11 @@ import psutil
 import pytest
 import torch
 
-from sao_lib import judge
 from sao_lib.engines import Conversation, open_engine, switch_engine
 from sao_lib.engines.hf_engine import SeededSampler
 from sao_lib.engines.replicas import devices_of_copies
 from sao_lib.errors import SaoError
+from sao_lib.method import judge
 from sao_lib.settings import Engine, Judge
 
 SMOL = "embedded/smollm2-135m-instruct"

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from sao_lib.chat import Chat
+from sao_lib.engines.chat import Chat
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.models import resolve
+from sao_lib.method.trainer import completion_logps
 from sao_lib.runs import read_rows
 from sao_lib.settings import ROOT
-from sao_lib.trainer import completion_logps
 
 NAMES = [*families.FAMILIES]
 SMALLEST = ["policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",

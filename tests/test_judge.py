@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from sao_lib import judge
-from sao_lib.chat import Chat, fill
-from sao_lib.labelled import FAULTS, labelled_pairs
-from sao_lib.models import resolve
+from sao_lib.engines.chat import Chat, fill
+from sao_lib.engines.models import resolve
+from sao_lib.method import judge
+from sao_lib.method.labelled import FAULTS, labelled_pairs
 from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, Settings, read_yaml
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import SMOL
 from scipy import stats
 
-from sao_lib import logits
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.logits import Histogram, Moments, logit_stats, response_logits, softcap_of, totals
-from sao_lib.models import resolve
+from sao_lib.evaluate import logits
+from sao_lib.evaluate.logits import Histogram, Moments, logit_stats, response_logits, softcap_of, totals
 from sao_lib.runs import append_rows, read_rows
 
 SETTINGS = SimpleNamespace(softcap="after", low=-10.0, high=20.0, bins=30, dtype="float32", threads=1)

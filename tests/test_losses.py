@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sao_lib.losses import dpo_loss, orpo_loss, simpo_loss
-from sao_lib.models import resolve
+from sao_lib.engines.models import resolve
+from sao_lib.method.losses import dpo_loss, orpo_loss, simpo_loss
+from sao_lib.method.trainer import PreferenceTrainer, completion_logps, held_out_margins
 from sao_lib.settings import Train
-from sao_lib.trainer import PreferenceTrainer, completion_logps, held_out_margins
 
 SMOL = "embedded/smollm2-135m-instruct"
 t = torch.tensor

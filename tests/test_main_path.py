@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sao_lib.chain import NOTEBOOKS
+from sao_lib.plan.chain import NOTEBOOKS
 from sao_lib.settings import ROOT
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sao_lib import models
+from sao_lib.engines import models
 from sao_lib.errors import SaoError
 
 

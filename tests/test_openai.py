@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from flaky import FakeClock, Fault, FlakyProxy
 
-from sao_lib import judge
 from sao_lib.engines import Completion, Conversation
+from sao_lib.engines.models import resolve
 from sao_lib.engines.openai_api import JOURNAL, WORKERS, OpenAIEngine, most_usd
 from sao_lib.errors import SaoError
-from sao_lib.feedback import Feedback
-from sao_lib.models import resolve
+from sao_lib.method import judge
+from sao_lib.method.feedback import Feedback
 from sao_lib.runs import Run, append_rows, read_rows
 from sao_lib.settings import PARAMS, ROOT, Engine, Judge, Policy
 

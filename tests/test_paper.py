@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sao_lib import paper
 from sao_lib.errors import SaoError
+from sao_lib.report import paper
 from sao_lib.settings import ROOT, read_yaml
 
 SEEDS = Path(os.environ.get("SAO_SHARED", ROOT.parent / "shared")) / "seeds"

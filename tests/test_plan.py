@@ -2,9 +2,10 @@
 
 import pytest
 
-from sao_lib import layers, plan
-from sao_lib.chain import NOTEBOOKS
 from sao_lib.errors import SaoError
+from sao_lib.plan import experiment as plan
+from sao_lib.plan import layers
+from sao_lib.plan.chain import NOTEBOOKS
 
 
 def folders(*assignments: str) -> list[str]:

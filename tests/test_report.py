@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from sao_lib import chain, plan, runs
-from sao_lib.chain import Planned
+from sao_lib import runs
 from sao_lib.errors import SaoError
+from sao_lib.plan import chain
+from sao_lib.plan import experiment as plan
+from sao_lib.plan.chain import Planned
 from sao_lib.report import figures, page, table
 from sao_lib.report.columns import METRICS, column
 from sao_lib.report.rows import experiment_of, table_rows

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from sao_lib import chain, plan, runs
+from sao_lib import runs
 from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
+from sao_lib.plan import chain
+from sao_lib.plan import experiment as plan
 from sao_lib.runs import MANIFEST, append_rows, load, read_rows, resume_rows
 
 

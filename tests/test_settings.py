@@ -2,8 +2,9 @@
 
 import pytest
 
-from sao_lib import plan, settings
+from sao_lib import settings
 from sao_lib.errors import SaoError
+from sao_lib.plan import experiment as plan
 
 PROFILE = "params/profiles/cpu.yaml"
 

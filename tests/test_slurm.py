@@ -18,9 +18,10 @@ import pytest
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from sao_lib import cluster, plan
-from sao_lib.chain import NOTEBOOKS
 from sao_lib.errors import SaoError
+from sao_lib.launch import cluster
+from sao_lib.plan import experiment as plan
+from sao_lib.plan.chain import NOTEBOOKS
 from sao_lib.settings import ROOT, Stage
 
 SCRIPTS = ROOT / "tests" / "slurm"

@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sao_lib import hub, layers, plan, sources, synthesize, train
-from sao_lib.chain import models_of
+from sao_lib import hub, sources
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
+from sao_lib.method import synthesize, train
+from sao_lib.plan import experiment as plan
+from sao_lib.plan import layers
+from sao_lib.plan.chain import models_of
 from sao_lib.runs import Run
 from sao_lib.settings import Settings
 

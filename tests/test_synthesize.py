@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from sao_lib import synthesize
 from sao_lib.engines import seed_for
 from sao_lib.errors import SaoError
+from sao_lib.method import synthesize
 from sao_lib.settings import PARAMS, Settings, read_yaml
 from sao_lib.sources import load_rows
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sao_lib import train
-from sao_lib.chat import Chat
+from sao_lib.engines.chat import Chat
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.models import resolve
+from sao_lib.method import train
 from sao_lib.runs import Run
 from sao_lib.settings import Policy, Settings, Train
 

@@ -1,6 +1,6 @@
 """One interface, three engines: vLLM, transformers, and any OpenAI-compatible API.
 
-Local engines render every request with `sao_lib.chat`, so the same request gives the same token ids in
+Local engines render every request with `sao_lib.engines.chat`, so the same request gives the same token ids in
 vLLM, in transformers and in training. Which operations an engine offers:
 
 | operation                 | vllm | transformers | openai                  |
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sao_lib.chat import Chat, Message
+from sao_lib.engines.chat import Chat, Message
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.models import resolve
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Policy
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sao_lib.chat import Chat
 from sao_lib.engines import Completion, Conversation, label_ids
-from sao_lib.models import attention_for, end_ids
+from sao_lib.engines.chat import Chat
+from sao_lib.engines.models import attention_for, end_ids
 from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings
 

@@ -12,8 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sao_lib.chat import Chat
 from sao_lib.engines import Completion, Conversation, Engine
+from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
 from sao_lib.runs import die_with_parent
 from sao_lib.settings import Engine as EngineSettings

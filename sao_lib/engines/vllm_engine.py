@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sao_lib.chat import Chat
 from sao_lib.engines import Completion, Conversation, label_ids
+from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
 from sao_lib.progress import quiet
 from sao_lib.settings import Engine as EngineSettings

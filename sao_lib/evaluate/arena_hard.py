@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sao_lib.chat import fill
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
+from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import by_id
 from sao_lib.evaluate.instruments import Triple

@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
-from sao_lib.chat import Message, fill
 from sao_lib.engines import Conversation, Engine, seed_for
+from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
-from sao_lib.judge import llm_verdicts
-from sao_lib.labelled import LabelledPair
-from sao_lib.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
+from sao_lib.method.judge import llm_verdicts
+from sao_lib.method.labelled import LabelledPair
+from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
 from sao_lib.settings import Judge
 
 Triple = tuple[str, str, str]  # instruction, first answer, second answer

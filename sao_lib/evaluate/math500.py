@@ -6,9 +6,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from sao_lib.chat import fill
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Engine, seed_for, user_turn
+from sao_lib.engines.chat import fill
 from sao_lib.evaluate.grading import by_id
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from sao_lib.chat import fill
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for
+from sao_lib.engines.chat import fill
 from sao_lib.evaluate.grading import expected_digit
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, read_yaml

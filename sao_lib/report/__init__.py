@@ -1,5 +1,5 @@
 """Tables and figures: ours beside the paper's, with uncertainty, and what ran.
 
 `rows` reads the runs of a table, `columns` says what can stand in one, `table` writes it, `figures` draws it,
-`special` holds the tables that are not numbers, `page` puts everything on one HTML page.
+`texts` holds the tables that are not numbers, `page` puts everything on one HTML page.
 """

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sao_lib.analyze import share_positive
-from sao_lib.chain import short
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.evaluate.rating import METRICS
+from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.plan.chain import short
+from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
-from sao_lib.rewards import RELEVANCE_MODEL
 
 MISSING = "not run"
 PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
@@ -90,8 +90,8 @@ def embedding_diversity(prompts: list[str], row: TableRow) -> float:
     """Mean cosine distance between the embeddings of two prompts (all-MiniLM-L6-v2), 0 to 1; ours."""
     import numpy as np
 
-    from sao_lib.models import resolve
-    from sao_lib.rewards import Relevance
+    from sao_lib.engines.models import resolve
+    from sao_lib.method.rewards import Relevance
 
     x = Relevance(resolve(RELEVANCE_MODEL), row.table.folder / "engine.log").vectors(prompts)
     n = len(prompts)

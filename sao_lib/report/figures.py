@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib.report.rows import TableRow, experiment_of
-from sao_lib.report.special import template_texts, words
+from sao_lib.report.texts import template_texts, words
 from sao_lib.runs import Run
 
 Rows = dict[str, TableRow]

@@ -4,9 +4,9 @@ import base64
 import html
 from pathlib import Path
 
-from sao_lib import paper
 from sao_lib.errors import SaoError
-from sao_lib.plan import experiments
+from sao_lib.plan.experiment import experiments
+from sao_lib.report import paper
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.report.table import caption, claim_lines, claims, formatted
 from sao_lib.runs import OUTPUTS, Run, load, write_atomic

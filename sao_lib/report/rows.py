@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sao_lib.paper import PAPER
+from sao_lib.report.paper import PAPER
 from sao_lib.runs import Run
 from sao_lib.settings import experiment_file, read_yaml
 

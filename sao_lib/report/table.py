@@ -5,9 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from sao_lib.analyze import claim_verdict, paper_verdict
-from sao_lib.chain import short
-from sao_lib.report import special
+from sao_lib.plan.chain import short
+from sao_lib.report import texts
+from sao_lib.report.claims import claim_verdict, paper_verdict
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.rows import TableRow, experiment_of
 from sao_lib.runs import Run, write_atomic
@@ -20,7 +20,7 @@ def formatted(run: Run, rows: Rows) -> list[list[str]]:
     """The table as strings, header first."""
     experiment = experiment_of(run)
     if "table" in experiment:
-        return special.TABLES[experiment["table"]](rows)
+        return texts.TABLES[experiment["table"]](rows)
     names = experiment["columns"]
     head = ["Row", *(column(name).header for name in names)]
     return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sao_lib import layers
-from sao_lib import plan as planning
-from sao_lib.chain import NOTEBOOKS, Planned
 from sao_lib.errors import SaoError
-from sao_lib.plan import Plan
+from sao_lib.plan import experiment as planning
+from sao_lib.plan import layers
+from sao_lib.plan.chain import NOTEBOOKS, Planned
+from sao_lib.plan.experiment import Plan
+from sao_lib.plan.workload import Ask, Runs, asks, rates, trained_pairs
 from sao_lib.progress import clock
 from sao_lib.runs import MANIFEST
 from sao_lib.settings import Machine
-from sao_lib.workload import Ask, Runs, asks, rates, trained_pairs
 
 API = "openai/"
 BYTES_PER_TOKEN = 12  # of text in the rows and the executed notebook that show it

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
-from sao_lib.models import end_ids
+from sao_lib.engines.models import end_ids
 from sao_lib.progress import Progress
 from sao_lib.runs import append_rows, read_rows, write_atomic
 from sao_lib.settings import Train

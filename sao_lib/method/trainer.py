@@ -1,4 +1,4 @@
-"""The training process: `accelerate launch -m sao_lib.trainer RUN_FOLDER`.
+"""The training process: `accelerate launch -m sao_lib.method.trainer RUN_FOLDER`.
 
 TRL's DPOTrainer does the work (batches, optimiser, checkpoints, DeepSpeed). We give it our own token ids,
 because its tokenisation adds end-of-sequence tokens, and our own losses where TRL has none that is stable:
@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from trl.distributed import DistributedBackend
 
-from sao_lib.callbacks import Curves, Samples
-from sao_lib.losses import orpo_loss, simpo_loss, simpo_reward
-from sao_lib.models import attention_for, resolve
+from sao_lib.engines.models import attention_for, resolve
+from sao_lib.method.callbacks import Curves, Samples
+from sao_lib.method.losses import orpo_loss, simpo_loss, simpo_reward
 from sao_lib.runs import Run, read_rows, write_atomic
 from sao_lib.settings import ROOT, Train
 

@@ -1,4 +1,4 @@
-"""snakemake with its Kubernetes plugin told that pods share a volume; `python -m sao_lib.kubernetes` is snakemake.
+"""snakemake with its Kubernetes plugin told that pods share a volume; run as `python -m sao_lib.launch.kubernetes`.
 
 snakemake-executor-plugin-kubernetes 0.5.1 holds that pods share no files, so snakemake ships the Snakefile, inputs and
 outputs through object storage and installs packages in every pod. Here every pod has the repository and environment of

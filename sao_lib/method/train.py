@@ -1,4 +1,4 @@
-"""Stage 3: preferences -> trained model. Prepares token ids, launches `sao_lib.trainer` and reads its curves.
+"""Stage 3: preferences -> trained model. Prepares token ids, launches `sao_lib.method.trainer` and reads its curves.
 
 Training runs in a process of its own, started by accelerate, so that one core, one GPU and four GPUs with
 DeepSpeed ZeRO-3 are the same call and the notebook's kernel never holds a device.
@@ -10,10 +10,10 @@ import subprocess
 import sys
 from typing import Any
 
-from sao_lib.chat import Chat
 from sao_lib.engines import Conversation, user_turn
+from sao_lib.engines.chat import Chat
+from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.models import resolve
 from sao_lib.runs import Run, die_with_parent, read_rows, write_atomic
 from sao_lib.settings import ROOT, Policy, Train
 from sao_lib.sources import load_rows
@@ -88,7 +88,7 @@ def launch(run: Run, settings: Train) -> None:
         command += ["--multi_gpu"]  # the launcher's word for one process per device; they may all be CPU
     elif not _cuda():
         command += ["--cpu"]
-    command += ["-m", "sao_lib.trainer", str(run.folder)]
+    command += ["-m", "sao_lib.method.trainer", str(run.folder)]
     environment = {
         **os.environ,
         "SAO_STARTED_BY": str(os.getpid()),

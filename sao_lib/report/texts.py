@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from sao_lib.judge import pairs_of, ranking_request
-from sao_lib.paper import PAPER
+from sao_lib.method.judge import pairs_of, ranking_request
+from sao_lib.method.synthesize import most_repeated, persona_request
 from sao_lib.report.columns import policy_name
+from sao_lib.report.paper import PAPER
 from sao_lib.report.rows import TableRow
 from sao_lib.settings import ROOT, read_yaml
 from sao_lib.sources import load_rows
-from sao_lib.synthesize import most_repeated, persona_request
 
 Rows = dict[str, TableRow]
 LONGEST = 600  # characters of a text in a table

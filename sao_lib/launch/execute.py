@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sao_lib.chain import NOTEBOOKS
 from sao_lib.errors import SaoError
+from sao_lib.plan.chain import NOTEBOOKS
 from sao_lib.progress import LOG, clock
 from sao_lib.runs import MANIFEST, OUTPUTS, Run, append_rows
 from sao_lib.settings import ROOT

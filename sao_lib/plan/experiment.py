@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sao_lib import layers, models, settings, sources
-from sao_lib.chain import Chain, Planned, Row, models_of, spec_of
+from sao_lib import settings, sources
+from sao_lib.engines import models
 from sao_lib.engines.openai_api import JOURNAL, require_key
 from sao_lib.errors import SaoError
+from sao_lib.plan import layers
+from sao_lib.plan.chain import Chain, Planned, Row, models_of, spec_of
 from sao_lib.runs import MANIFEST, identity, load, write_atomic
 from sao_lib.settings import PARAMS, Settings
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib.engines import Engine, open_engine
-from sao_lib.judge import Verdict, heuristic_verdict, llm_verdicts, pairs_of, verdict_of
-from sao_lib.labelled import LabelledPair
-from sao_lib.rewards import RewardModel, open_reward_model
+from sao_lib.method.judge import Verdict, heuristic_verdict, llm_verdicts, pairs_of, verdict_of
+from sao_lib.method.labelled import LabelledPair
+from sao_lib.method.rewards import RewardModel, open_reward_model
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Judge, Policy
 

@@ -15,8 +15,8 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from sao_lib.chain import Planned, models_of
 from sao_lib.errors import SaoError
+from sao_lib.plan.chain import Planned, models_of
 from sao_lib.runs import OUTPUTS
 from sao_lib.settings import Machine
 
@@ -52,7 +52,7 @@ def _kubernetes_is_known() -> bool:
 
 def program(cluster: str) -> str:
     """The module that is snakemake: its own, or the one that corrects its plugin for the cluster."""
-    return "snakemake" if cluster == LOCAL else f"sao_lib.{cluster}"
+    return "snakemake" if cluster == LOCAL else f"sao_lib.launch.{cluster}"
 
 
 def executor(cluster: str) -> list[str]:

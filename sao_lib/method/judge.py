@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
-from sao_lib.chat import Message, fill
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for
-from sao_lib.labelled import LabelledPair
+from sao_lib.engines.chat import Message, fill
+from sao_lib.method.labelled import LabelledPair
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Judge, read_yaml
 

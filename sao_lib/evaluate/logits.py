@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sao_lib.engines.models import attention_for
 from sao_lib.errors import SaoError
-from sao_lib.models import attention_for
 from sao_lib.progress import Progress, quiet
 from sao_lib.runs import append_rows, resume_rows
 from sao_lib.sources import load_rows

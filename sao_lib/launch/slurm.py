@@ -1,4 +1,4 @@
-"""snakemake with its SLURM plugin, every job of which is taken back; `python -m sao_lib.slurm` is snakemake.
+"""snakemake with its SLURM plugin, every job of which is taken back; `python -m sao_lib.launch.slurm` is snakemake.
 
 An interrupted snakemake cancels the jobs in its list of active ones, and that list is empty while it asks how they
 are (snakemake-interface-executor-plugins 9.4, `_wait_for_jobs`). All jobs of a command have one name to find them by.

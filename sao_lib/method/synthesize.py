@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sao_lib.chat import Message, fill
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
+from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, Synthesize, read_yaml

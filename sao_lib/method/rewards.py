@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sao_lib.models import known, resolve
+from sao_lib.engines.models import known, resolve
 from sao_lib.progress import quiet
 
 RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"

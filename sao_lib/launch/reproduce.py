@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sao_lib import cluster as clusters
-from sao_lib import cost, layers
-from sao_lib import plan as planning
-from sao_lib.doctor import gpus_here
 from sao_lib.errors import SaoError
-from sao_lib.execute import execute
-from sao_lib.plan import Plan
+from sao_lib.launch import cluster as clusters
+from sao_lib.launch.doctor import gpus_here
+from sao_lib.launch.execute import execute
+from sao_lib.plan import cost, layers
+from sao_lib.plan import experiment as planning
+from sao_lib.plan.experiment import Plan
 from sao_lib.progress import clock
 from sao_lib.runs import MANIFEST, OUTPUTS, write_atomic
 from sao_lib.settings import ROOT, Machine

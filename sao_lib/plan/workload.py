@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sao_lib.chain import Planned
 from sao_lib.evaluate.instruments import simple_parts
-from sao_lib.rewards import RELEVANCE_MODEL
+from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.plan.chain import Planned
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here

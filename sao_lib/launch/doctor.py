@@ -9,8 +9,10 @@ from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 
-from sao_lib import hub, layers, models
+from sao_lib import hub
+from sao_lib.engines import models
 from sao_lib.errors import SaoError
+from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, ROOT
 
 NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}

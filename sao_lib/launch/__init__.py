@@ -1,0 +1,1 @@
+"""How and where runs are executed."""
