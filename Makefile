@@ -2,6 +2,7 @@
 PROFILE ?= cpu
 SET ?=
 CLUSTER ?= local
+FRESH ?=
 OPTIONS = --profile $(PROFILE) $(if $(SET),--set $(SET))
 # Profile cpu and the tests have an environment of their own; to plan or to report, either will do.
 STAMP := $(if $(filter cpu,$(PROFILE)),.venv,.venv-gpu)/.installed
@@ -17,6 +18,7 @@ help:  ## This list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{sub(/%/, "TABLE", $$1); printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST) 
 	@echo
 	@echo "  PROFILE=cpu (default), gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
+	@echo "  FRESH=stale makes again what other code made, FRESH=all everything of the table."
 	@echo "  CLUSTER=local (default), slurm or kubernetes says where reproduce-TABLE runs."
 	@echo "  TABLE is one of: all $(patsubst params/experiments/%.yaml,%,$(wildcard params/experiments/*.yaml))."
 
@@ -34,7 +36,7 @@ doctor: $(EITHER)  ## What this machine has, what each profile needs, what is mi
 	@$(SAO) doctor
 
 reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; gpu, paper: not measured
-	@$(SAO) reproduce $* --cluster $(CLUSTER) $(OPTIONS)
+	@$(SAO) reproduce $* --cluster $(CLUSTER) $(if $(FRESH),--fresh $(FRESH)) $(OPTIONS)
 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds
 	@$(SAO) report --profile $(PROFILE)

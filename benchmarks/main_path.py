@@ -117,7 +117,7 @@ def main() -> None:
 def predicted(names: list[str]) -> dict[str, float]:
     """Core-seconds by stage, as the plan predicts them."""
     from sao_lib.plan import cost
-    from sao_lib.plan import experiment as plan
+    from sao_lib.plan import planning as plan
 
     runs = {run.folder: run for name in names for run in plan.make("cpu", name).runs}
     seconds: dict[str, float] = defaultdict(float)

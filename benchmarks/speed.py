@@ -20,9 +20,10 @@ from typing import Any
 from sao_lib.engines import open_engine, user_turn
 from sao_lib.method import judge
 from sao_lib.method.labelled import labelled_pairs
-from sao_lib.plan import experiment as plan
 from sao_lib.plan import layers
-from sao_lib.runs import Run, _cpu_name
+from sao_lib.plan import planning as plan
+from sao_lib.provenance import cpu_name
+from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, ROOT, Judge, Settings
 
 HERE = Path(__file__).resolve().parent
@@ -191,7 +192,7 @@ def cells(folder: str) -> None:
     from IPython.display import display
 
     from sao_lib.launch.execute import ENVIRONMENT
-    from sao_lib.plan.chain import NOTEBOOKS
+    from sao_lib.settings import NOTEBOOKS
 
     os.environ.update(ENVIRONMENT)
     stage = json.loads((Path(folder) / "spec.yaml").read_text())["stage"]
@@ -233,7 +234,7 @@ def main() -> None:
     for name in names:
         found[name] = json.loads(part("measure", name).splitlines()[-1])
         print(json.dumps(found[name]), flush=True)
-    found["machine"] = {"cpu": _cpu_name(), "cpus": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+    found["machine"] = {"cpu": cpu_name(), "cpus": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
     write(found)
 
 

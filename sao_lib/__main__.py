@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
         if name == "reproduce":
             command.add_argument("--cluster", default="local", help="local, slurm or kubernetes")
+            command.add_argument("--fresh", default="", help="stale: make again what other code made; all: everything")
     run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
     run.add_argument("folder", type=Path)
     run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
@@ -37,19 +38,23 @@ def main(arguments: list[str] | None = None) -> int:
             from sao_lib.report.page import write_page
 
             write_page(given.profile)
-        else:
-            from sao_lib.launch import reproduce
-            from sao_lib.plan import cost
-            from sao_lib.plan.experiment import experiments as every_experiment
+        elif given.command == "run":
+            from sao_lib.launch.reproduce import run_one
 
-            if given.command == "run":
-                reproduce.run_one(given.folder, given.of)
+            run_one(given.folder, given.of)
+        else:
+            from sao_lib.launch.reproduce import reproduce
+            from sao_lib.plan.cost import show_plan
+            from sao_lib.plan.experiment import experiments
+            from sao_lib.report.check import check
+
+            names = experiments() if given.experiment == "all" else [given.experiment]
+            if given.command == "reproduce":
+                reproduce(given.profile, names, given.assignments, given.cluster, given.fresh)
             else:
-                names = every_experiment() if given.experiment == "all" else [given.experiment]
-                if given.command == "reproduce":
-                    reproduce.reproduce(given.profile, names, given.assignments, given.cluster)
-                else:
-                    cost.show_plan(given.profile, names, given.assignments)
+                for name in names:
+                    check(name)
+                show_plan(given.profile, names, given.assignments)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

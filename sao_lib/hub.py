@@ -37,6 +37,11 @@ def model(name: str) -> tuple[str, str | None]:
     return repo, revision or read_yaml(PARAMS / "models.yaml").get(repo, {}).get("revision")
 
 
+def short(name: str) -> str:
+    """The last part of a model's name without revision, lower-case: how tables and folders call it."""
+    return name.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+
+
 def commit(source: str) -> str | None:
     """The commit that a fetched hub file or model belongs to: what `main` meant when it was read; else None."""
     if MODEL.fullmatch(source):

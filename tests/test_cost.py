@@ -9,7 +9,7 @@ from sao_lib.engines.openai_api import most_usd
 from sao_lib.errors import SaoError
 from sao_lib.launch import reproduce
 from sao_lib.plan import chain, cost
-from sao_lib.plan import experiment as plan
+from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
 from sao_lib.plan.workload import asks, rates
 

@@ -19,7 +19,7 @@ from fake_kubernetes import FakeKubernetes
 from snakemake_interface_common.exceptions import WorkflowError
 
 from sao_lib.launch import cluster, kubernetes
-from sao_lib.plan import experiment as plan
+from sao_lib.plan import planning as plan
 from sao_lib.runs import OUTPUTS
 from sao_lib.settings import ROOT
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sao_lib.plan.chain import NOTEBOOKS
-from sao_lib.settings import ROOT
+from sao_lib.settings import NOTEBOOKS, ROOT
 
 
 def command(*words: str) -> list[str]:

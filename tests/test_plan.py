@@ -3,9 +3,9 @@
 import pytest
 
 from sao_lib.errors import SaoError
-from sao_lib.plan import experiment as plan
 from sao_lib.plan import layers
-from sao_lib.plan.chain import NOTEBOOKS
+from sao_lib.plan import planning as plan
+from sao_lib.settings import NOTEBOOKS
 
 
 def folders(*assignments: str) -> list[str]:

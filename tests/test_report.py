@@ -11,7 +11,7 @@ import pytest
 from sao_lib import runs
 from sao_lib.errors import SaoError
 from sao_lib.plan import chain
-from sao_lib.plan import experiment as plan
+from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
 from sao_lib.report import figures, page, table
 from sao_lib.report.columns import METRICS, column

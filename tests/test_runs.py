@@ -11,7 +11,7 @@ from sao_lib import runs
 from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.plan import chain
-from sao_lib.plan import experiment as plan
+from sao_lib.plan import planning as plan
 from sao_lib.runs import MANIFEST, append_rows, load, read_rows, resume_rows
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from sao_lib import settings
 from sao_lib.errors import SaoError
-from sao_lib.plan import experiment as plan
+from sao_lib.plan import planning as plan
 
 PROFILE = "params/profiles/cpu.yaml"
 

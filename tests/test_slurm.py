@@ -20,9 +20,8 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from sao_lib.errors import SaoError
 from sao_lib.launch import cluster
-from sao_lib.plan import experiment as plan
-from sao_lib.plan.chain import NOTEBOOKS
-from sao_lib.settings import ROOT, Stage
+from sao_lib.plan import planning as plan
+from sao_lib.settings import NOTEBOOKS, ROOT, Stage
 
 SCRIPTS = ROOT / "tests" / "slurm"
 SMALLEST = ["synthesize.n=4", "synthesize.pairs=2", "judge.source=length", "judge.audit_questions=1"]

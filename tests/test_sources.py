@@ -13,8 +13,8 @@ from sao_lib import hub, sources
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
 from sao_lib.method import synthesize, train
-from sao_lib.plan import experiment as plan
 from sao_lib.plan import layers
+from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import models_of
 from sao_lib.runs import Run
 from sao_lib.settings import Settings

@@ -21,13 +21,15 @@ from typing import Any
 
 import yaml
 
-from sao_lib.engines import Conversation, Engine, seed_for
+from sao_lib.engines import Conversation, Engine, seed_for, switch_engine
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.method.judge import llm_verdicts
 from sao_lib.method.labelled import LabelledPair
 from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
-from sao_lib.settings import Judge
+from sao_lib.runs import Run
+from sao_lib.settings import Engine as EngineSettings
+from sao_lib.settings import Evaluate, Judge
 
 Triple = tuple[str, str, str]  # instruction, first answer, second answer
 POINTWISE = ("likelihood", "reverse", "relevance")
@@ -35,11 +37,14 @@ REVERSE = "Write the question that this text answers.\n\n{answer}"
 
 
 class Instruments:
-    """Margins by name, with pointwise scores remembered so that a shared answer is scored once."""
+    """Margins by name, with pointwise scores remembered so that a shared answer is scored once.
 
-    def __init__(self, engine: Engine, ranking: Judge, seed: int, log: Path) -> None:
-        self.engine, self.ranking, self.seed, self.log = engine, ranking, seed, log
-        self.known: dict[tuple[str, str, str], float] = {}
+    `model` is the evaluation judge's name, `engine` the judge itself.
+    """
+
+    def __init__(self, model: str, engine: Engine, ranking: Judge, seed: int, log: Path) -> None:
+        self.model, self.engine, self.ranking, self.seed, self.log = model, engine, ranking, seed, log
+        self.scored: dict[tuple[str, str, str], float] = {}
         self._relevance: RewardModel | None = None
 
     def margins(self, name: str, triples: Sequence[Triple]) -> list[float]:
@@ -67,11 +72,11 @@ class Instruments:
 
     def scores(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Pointwise scores of (instruction, answer); the higher the better."""
-        new = list(dict.fromkeys(p for p in pairs if (name, *p) not in self.known))
+        new = list(dict.fromkeys(p for p in pairs if (name, *p) not in self.scored))
         if new:
             for pair, score in zip(new, self._score(name, new), strict=True):
-                self.known[(name, *pair)] = score
-        return [self.known[(name, *pair)] for pair in pairs]
+                self.scored[(name, *pair)] = score
+        return [self.scored[(name, *pair)] for pair in pairs]
 
     def _score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         if name == "relevance":
@@ -93,6 +98,17 @@ class Instruments:
             requests.append(Conversation(tuple({**m, "content": fill(m["content"], values)} for m in template)))  # type: ignore[misc]
         odds = [second - first for first, second in self.engine.label_logprobs(requests, labels)]
         return [-o if flip else o for o, flip in zip(odds, flips, strict=True)]
+
+
+def open_judge(run: Run, settings: Evaluate, engine: Engine | None) -> Instruments:
+    """The evaluation judge of `settings`, else the untrained policy; `engine`, which has answered, is used or closed."""
+    policy, log = run.params["policy"], run.folder / "engine.log"
+    model = settings.judge_model or policy["model"]
+    asked = settings.judge_engine or EngineSettings.model_validate(run.params["engine"])
+    template = settings.judge_chat_template if settings.judge_model else policy["chat_template"]
+    opened = switch_engine(engine, model, asked, log, template)
+    ranking = Judge(source="llm", template=settings.judge_template, reading="logprob", orders="both")
+    return Instruments(model, opened, ranking, run.params["seed"], log)
 
 
 def _turn(content: str) -> Conversation:

@@ -11,10 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from sao_lib.errors import SaoError
-from sao_lib.plan.chain import NOTEBOOKS
 from sao_lib.progress import LOG, clock
-from sao_lib.runs import MANIFEST, OUTPUTS, Run, append_rows
-from sao_lib.settings import ROOT
+from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run, append_rows
+from sao_lib.settings import NOTEBOOKS, ROOT
 
 ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -37,7 +36,7 @@ def execute(folder: Path, label: str = "") -> None:
 
     Raises SaoError with one sentence when it fails. What it wrote until then stays and is continued.
     """
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / LOCK):
         if (folder / MANIFEST).is_file():
             return
         run = Run.open(folder / "spec.yaml")
@@ -47,8 +46,10 @@ def execute(folder: Path, label: str = "") -> None:
         with _following(folder / LOG, shown):
             _papermill(run)
         seconds = time.monotonic() - start
-        if not (folder / MANIFEST).is_file():
-            raise SaoError(f"{shown}: the notebook ended without writing {MANIFEST}; see {folder}/notebook.ipynb.")
+        if not (folder / PENDING).is_file():
+            raise SaoError(f"{shown}: the notebook ended without writing a manifest; see {folder}/notebook.ipynb.")
+        (folder / PENDING).replace(folder / MANIFEST)  # the very last: with it the run is whole
+        (folder / BEGUN).unlink(missing_ok=True)
         append_rows(
             OUTPUTS / run.spec["profile"] / "done.jsonl", [{"run": str(folder.name), "seconds": round(seconds, 1)}]
         )
@@ -64,6 +65,7 @@ def _papermill(run: Run) -> None:
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"
+    (run.folder / PENDING).unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
             str(notebook),

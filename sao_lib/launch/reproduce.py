@@ -11,26 +11,30 @@ from sao_lib.errors import SaoError
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.doctor import gpus_here
 from sao_lib.launch.execute import execute
-from sao_lib.plan import cost, layers
-from sao_lib.plan import experiment as planning
-from sao_lib.plan.experiment import Plan
+from sao_lib.plan import cost, planning
+from sao_lib.plan.planning import Plan
 from sao_lib.progress import clock
+from sao_lib.report.check import check
 from sao_lib.runs import MANIFEST, OUTPUTS, write_atomic
-from sao_lib.settings import ROOT, Machine
+from sao_lib.settings import ROOT, Machine, shown
 
 SPARE_GIB = 1.0
+FRESH = ("", "stale", "all")
 
 
-def reproduce(profile: str, experiments: list[str], assignments: list[str], cluster: str = clusters.LOCAL) -> None:
+def reproduce(
+    profile: str, experiments: list[str], assignments: list[str], cluster: str = clusters.LOCAL, fresh: str = ""
+) -> None:
     """Run what is missing of the experiments and print their tables; raises SaoError in one sentence.
 
     A row that lacks a model, a key or a data set, or whose run fails, is left out and named; the rest is done.
+    Finished runs that other code made are named and used; `fresh` makes them again (`stale`), or all of them (`all`).
     """
     clusters.check(cluster)
+    if fresh not in FRESH:
+        raise SaoError(f"FRESH is '{fresh}'; it must be stale, all or nothing.")
     local = cluster == clusters.LOCAL  # a cluster's login node has neither its GPUs nor its cores, and quotas for disk
-    if local:
-        _check_gpus(profile, assignments)
-    plans, impossible = _plans(profile, experiments, assignments)
+    plans, impossible = _plans(profile, experiments, assignments, local, fresh)
     cost.check_cap(_distinct(plans))
     missing = [run for run in _distinct(plans) if not run.done]
     failed: dict[str, str] = {}
@@ -47,26 +51,49 @@ def reproduce(profile: str, experiments: list[str], assignments: list[str], clus
     for plan in plans:
         if plan.table.done:
             print((plan.table.path / f"{plan.experiment}.md").read_text())
-            print(f"Table, figure and executed notebook: {_shown(plan.table.path)}/\n")
+            print(f"Table, figure and executed notebook: {shown(plan.table.path)}/\n")
     _close(plans, impossible, failed)
 
 
-def _plans(profile: str, experiments: list[str], assignments: list[str]) -> tuple[list[Plan], list[str]]:
+def _plans(
+    profile: str, experiments: list[str], assignments: list[str], local: bool, fresh: str
+) -> tuple[list[Plan], list[str]]:
     """Plans with their specs written, and a sentence for every experiment that cannot run at all."""
     plans, impossible = [], []
     for name in experiments:
         try:
-            plan = planning.make(profile, name, assignments, verify=True)
+            plan = planning.make(profile, name, assignments)
+            check(plan.experiment)
+            if local:
+                _check_gpus(profile, plan.base.machine)
+            plans.append(planning.verified(plan))
         except SaoError as reason:
             if len(experiments) == 1:
                 raise
             impossible.append(f"{name}: {reason}")
-            continue
-        planning.write_specs(plan)
-        plans.append(plan)
     if not plans:
         raise SaoError("Nothing can be run. " + impossible[0])
+    plans = _renewed(plans, fresh)
+    for plan in plans:
+        planning.write_specs(plan)
     return plans, impossible
+
+
+def _renewed(plans: list[Plan], fresh: str) -> list[Plan]:
+    """Say which finished runs other code made, and set those aside that are to be made again."""
+    if fresh:
+        again = {run.folder: run for plan in plans for run in planning.fresh(plan, fresh)}
+        for run in again.values():
+            planning.replaced(run)
+        if again:
+            print(f"To be made again: {', '.join(again)}. If this is interrupted, go on without FRESH.")
+        return [planning.joined(plan) for plan in plans]
+    outdated = {f: why for plan in plans for f, why in plan.table.spec["params"]["outdated"].items()}
+    if outdated:
+        print(f"{len(outdated)} finished run(s) were made by other code than this. They are kept and used:")
+        print("\n".join(f"  {folder}: changed since: {', '.join(why)}" for folder, why in outdated.items()))
+        print("FRESH=stale makes these again, FRESH=all everything of the table.", flush=True)
+    return plans
 
 
 def _remaining(plans: list[Plan], failed: dict[str, str]) -> tuple[list[Plan], list[str]]:
@@ -135,9 +162,8 @@ def _available_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def _check_gpus(profile: str, assignments: list[str]) -> None:
-    given = [*layers.profile_layers(profile), ("the command line", layers.from_command_line(assignments))]
-    need, here = layers.validate(given).machine.gpus, len(gpus_here())
+def _check_gpus(profile: str, machine: Machine) -> None:
+    need, here = machine.gpus, len(gpus_here())
     if here < need:
         raise SaoError(
             f"Profile {profile} needs {need} GPU(s) and this machine has {here}; use a machine that has them or "
@@ -151,14 +177,14 @@ def _check_disk(runs: list[planning.Planned]) -> None:
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:
         raise SaoError(
-            f"{_shown(OUTPUTS)} has {free:.1f} GiB free and these runs need about {need:.0f}; make room first."
+            f"{shown(OUTPUTS)} has {free:.1f} GiB free and these runs need about {need:.0f}; make room first."
         )
 
 
 def _snakemake(profile: str, plans: list[Plan], missing: list[planning.Planned], cluster: str) -> dict[str, str]:
     """Hand the graph to snakemake; returns the runs that failed, {folder: reason}."""
     machine = plans[0].base.machine
-    name = plans[0].experiment if len(plans) == 1 else "all"
+    name = plans[0].table.folder.rpartition("/")[2] if len(plans) == 1 else "all"
     total = _distinct(plans)
     if cluster == clusters.LOCAL:
         jobs, why = jobs_at_once(machine)
@@ -228,7 +254,3 @@ def _left(folders: list[Path], done: list[Path], plan_file: Path) -> str:
     if len(fresh) < 2:
         return ""
     return f", {clock((time.time() - since) / len(fresh) * (len(folders) - len(done)))} left"
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

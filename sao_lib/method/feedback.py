@@ -1,64 +1,165 @@
-"""Feedback sources by name: whatever a row of an experiment lets order two responses."""
+"""Feedback sources: whatever orders two responses. A class each, found by its name in SOURCES.
 
+A new source is one class here: `key` is its name in parameters, `printed` its name in tables, `folder_name` its name in
+folders, `reads` the parameters it depends on, `opens` what it needs.
+"""
+
+import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from sao_lib.engines import Engine, open_engine
-from sao_lib.method.judge import Verdict, heuristic_verdict, llm_verdicts, pairs_of, verdict_of
+from sao_lib import hub
+from sao_lib.engines import Engine, open_engine, seed_for
+from sao_lib.method.judge import Verdict, llm_verdicts, pairs_of, verdict_of
 from sao_lib.method.labelled import LabelledPair
 from sao_lib.method.rewards import RewardModel, open_reward_model
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Judge, Policy
 
+Row = dict[str, Any]  # of responses.jsonl
 
-class Feedback:
-    """The source that `judge` names, opened; an LLM judge without a model of its own is the policy itself."""
+
+class Source:
+    """A feedback source, opened. `opens`: an engine to ask, a reward model, or nothing but the responses."""
+
+    key: ClassVar[str]
+    opens: ClassVar[Literal["engine", "reward model"] | None] = None
+    reads: ClassVar[tuple[str, ...]] = ("source", "audit_questions", "chunk")  # fields of settings.Judge
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
     ) -> None:
         self.judge, self.seed = judge, seed
-        self.engine: Engine | None = None
-        self.reward: RewardModel | None = None
-        if judge.source == "llm" and engine and policy:
-            template = judge.chat_template if judge.model else policy.chat_template
-            self.engine = open_engine(judge.model or policy.model, engine, log, template)
-        elif judge.source == "reward" and judge.model:
-            self.reward = open_reward_model(judge.model, log)
 
     @property
-    def name(self) -> str:
-        """What is printed in the table: the model and how it was asked."""
-        if self.judge.source == "random":
-            return "a seeded coin"
-        if self.judge.source == "length":
-            return "the shorter response"
-        if self.judge.source == "reward":
-            return f"score of {self.judge.model}"
+    def printed(self) -> str:
+        """What is printed in a table."""
+        raise NotImplementedError
+
+    @classmethod
+    def folder_name(cls, judge: Judge) -> str:
+        """The readable part of a run's folder."""
+        return cls.key
+
+    @classmethod
+    def problem(cls, judge: Judge) -> str | None:
+        """What is impossible in the parameters, in words, if anything is."""
+        return f"source: {cls.key} takes no model" if judge.model else None
+
+    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+        """A verdict for each row {id, prompt, responses}; `both` overrides the orders that a language model is asked in."""
+        return [verdict_of(self.margin(row)) for row in rows]
+
+    def margin(self, row: Row) -> float:
+        """Positive where response 1 is preferred, 0 for a tie."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class Chance(Source):
+    """A coin, seeded by the row (SAO 4.4)."""
+
+    key = "random"
+    printed = "a seeded coin"
+
+    def margin(self, row: Row) -> float:
+        return random.Random(seed_for(self.seed, row["id"])).choice((1.0, -1.0))
+
+
+class Shorter(Source):
+    """The response with fewer characters (SAO 4.4)."""
+
+    key = "length"
+    printed = "the shorter response"
+
+    def margin(self, row: Row) -> float:
+        return float(len(row["responses"][1]["text"]) - len(row["responses"][0]["text"]))
+
+
+class Reward(Source):
+    """The response with the higher score of a reward model."""
+
+    key = "reward"
+    opens = "reward model"
+    reads = (*Source.reads, "model")
+
+    def __init__(
+        self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
+    ) -> None:
+        super().__init__(judge, policy, engine, seed, log)
+        self.model: RewardModel = open_reward_model(str(judge.model), log)
+
+    @property
+    def printed(self) -> str:
+        return f"score of {self.judge.model}"
+
+    @classmethod
+    def folder_name(cls, judge: Judge) -> str:
+        return hub.short(str(judge.model))
+
+    @classmethod
+    def problem(cls, judge: Judge) -> str | None:
+        return None if judge.model else f"source: {cls.key} needs a model"
+
+    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+        prompts = [r["prompt"] for r in rows]
+        one, two = (self.model.scores(prompts, [r["responses"][k]["text"] for r in rows]) for k in (0, 1))
+        return [verdict_of(a - b) for a, b in zip(one, two, strict=True)]
+
+
+class LanguageModel(Source):
+    """A language model's ranking (SAO 3.3, eq. 3): the policy's own, or that of the model which `judge` names."""
+
+    key = "llm"
+    opens = "engine"
+    reads = tuple(Judge.model_fields)
+
+    def __init__(
+        self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
+    ) -> None:
+        super().__init__(judge, policy, engine, seed, log)
+        assert policy
+        assert engine
+        template = judge.chat_template if judge.model else policy.chat_template
+        self.engine: Engine = open_engine(judge.model or policy.model, engine, log, template)
+
+    @property
+    def printed(self) -> str:
         how = "log-odds" if self.judge.reading == "logprob" else "text"
         orders = "both orders" if self.judge.orders == "both" else "one order"
         without = f", without criterion {self.judge.without_criterion}" if self.judge.without_criterion else ""
         return f"{self.judge.model or 'the policy'}, {how}, {orders}{without}"
 
-    def verdicts(self, rows: Sequence[dict[str, Any]], both: bool | None = None) -> list[Verdict]:
-        """One verdict per row {id, prompt, responses}; `both` overrides the orders an LLM judge is asked in."""
-        if self.engine:
-            asked_both = self.judge.orders == "both" if both is None else both
-            return llm_verdicts(self.engine, pairs_of(rows), self.judge, asked_both, self.seed)
-        if self.reward:
-            scores = [
-                self.reward.scores([r["prompt"] for r in rows], [r["responses"][k]["text"] for r in rows])
-                for k in (0, 1)
-            ]
-            return [verdict_of(a - b) for a, b in zip(*scores, strict=True)]
-        return [heuristic_verdict(self.judge.source, row, self.seed) for row in rows]
+    @classmethod
+    def folder_name(cls, judge: Judge) -> str:
+        name = hub.short(judge.model) if judge.model else "self"
+        without = f"-without-criterion-{judge.without_criterion}" if judge.without_criterion else ""
+        order = "-one-order" if judge.reading == "logprob" and judge.orders == "one" else ""
+        return f"{name}{without}{order}"
+
+    @classmethod
+    def problem(cls, judge: Judge) -> str | None:
+        return None
+
+    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+        asked_both = self.judge.orders == "both" if both is None else both
+        return llm_verdicts(self.engine, pairs_of(rows), self.judge, asked_both, self.seed)
 
     def close(self) -> None:
-        if self.engine:
-            self.engine.close()
+        self.engine.close()
 
 
-def as_rows(pairs: Sequence[LabelledPair]) -> list[dict[str, Any]]:
+SOURCES: dict[str, type[Source]] = {source.key: source for source in (LanguageModel, Reward, Shorter, Chance)}
+
+
+def open_source(judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path) -> Source:
+    """The source that `judge` names, opened; `policy` is the model being aligned, `engine` how a model is asked."""
+    return SOURCES[judge.source](judge, policy, engine, seed, log)
+
+
+def as_rows(pairs: Sequence[LabelledPair]) -> list[Row]:
     """Labelled pairs in the schema of responses.jsonl."""
     return [{"id": p["id"], "prompt": p["prompt"], "responses": [{"text": t} for t in p["responses"]]} for p in pairs]

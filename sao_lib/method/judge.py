@@ -4,16 +4,15 @@ A verdict is 1, 2 or None. None is a class of its own (unparsable, the two order
 pairs are counted and left out, never given to a default side.
 """
 
-import random
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Conversation, Engine, seed_for
+from sao_lib.engines import Conversation, Engine
 from sao_lib.engines.chat import Message, fill
 from sao_lib.method.labelled import LabelledPair
-from sao_lib.runs import Run
+from sao_lib.runs import Run, write_rows
 from sao_lib.settings import ROOT, Judge, read_yaml
 
 VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)
@@ -91,15 +90,6 @@ def _combine(shown: tuple[int | None, float | None], other: tuple[int | None, fl
     return {"shown": first, "swapped": second, "margin": None, "verdict": first if first == second else None}
 
 
-def heuristic_verdict(source: str, row: dict[str, Any], seed: int) -> Verdict:
-    """Random: a coin seeded by the row. Length: the response with fewer characters (SAO 4.4); a tie is None."""
-    if source == "random":
-        margin = random.Random(seed_for(seed, row["id"])).choice((1.0, -1.0))
-    else:
-        margin = float(len(row["responses"][1]["text"]) - len(row["responses"][0]["text"]))
-    return verdict_of(margin)
-
-
 Ranker = Callable[[Sequence[dict[str, Any]]], list[Verdict]]
 
 
@@ -115,6 +105,11 @@ def rank(run: Run, rows: list[dict[str, Any]], ranker: Ranker, chunk: int) -> li
 def pairs_of(rows: Sequence[dict[str, Any]]) -> list[Pair]:
     """(prompt, response 1, response 2) of rows of responses.jsonl."""
     return [(r["prompt"], r["responses"][0]["text"], r["responses"][1]["text"]) for r in rows]
+
+
+def write_preferences(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write preferences.jsonl, whole."""
+    write_rows(run.folder / "preferences.jsonl", rows)
 
 
 def preferences(

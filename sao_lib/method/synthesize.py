@@ -6,7 +6,8 @@ Table 5's other prompt sources go the same way.
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sao_lib.chunks import in_chunks
@@ -52,15 +53,46 @@ def _draw(rows: list[dict[str, str]], n: int, seed: int, source: str) -> list[di
     return random.Random(seed).sample(rows, n)
 
 
+@dataclass(frozen=True)
+class PromptSource:
+    """What prompts are made from. `draw` gives rows {id, persona, prompt} for the settings and a seed.
+
+    `folder_name` marks runs other than the default's; `files` are what it reads. `written`: the policy writes the
+    prompts; else they are taken as they come.
+    """
+
+    printed: str
+    folder_name: str
+    written: bool
+    files: Callable[[Synthesize], list[str]]
+    draw: Callable[[Synthesize, int], list[dict[str, Any]]]
+
+
+EMPTY = {"persona": None, "prompt": None}
+
+
+def _personas(settings: Synthesize, seed: int) -> list[dict[str, Any]]:
+    return [{**EMPTY, **row} for row in load_personas(settings.personas, settings.n, seed)]
+
+
+def _nothing(settings: Synthesize, seed: int) -> list[dict[str, Any]]:
+    return [{**EMPTY, "id": f"r{number:06d}"} for number in range(settings.n)]
+
+
+def _from_dataset(settings: Synthesize, seed: int) -> list[dict[str, Any]]:
+    return [{**EMPTY, **row} for row in load_dataset_prompts(settings.dataset, settings.n, seed)]
+
+
+PROMPT_SOURCES: dict[str, PromptSource] = {  # SAO table 5
+    "persona": PromptSource("personas", "", True, lambda s: [s.template, s.personas], _personas),
+    "random": PromptSource("the model alone", "random-prompts", True, lambda s: [s.template], _nothing),
+    "dataset": PromptSource("a data set", "dataset-prompts", False, lambda s: [s.dataset], _from_dataset),
+}
+
+
 def asked(settings: Synthesize, seed: int) -> list[dict[str, Any]]:
-    """What each prompt is made from, rows {id, persona, prompt}: a persona, nothing (source `random`), or a
-    prompt taken as it is from a data set (SAO table 5)."""
-    empty = {"persona": None, "prompt": None}
-    if settings.source == "persona":
-        return [{**empty, **row} for row in load_personas(settings.personas, settings.n, seed)]
-    if settings.source == "random":
-        return [{**empty, "id": f"r{number:06d}"} for number in range(settings.n)]
-    return [{**empty, **row} for row in load_dataset_prompts(settings.dataset, settings.n, seed)]
+    """What each prompt is made from, rows {id, persona, prompt}."""
+    return PROMPT_SOURCES[settings.source].draw(settings, seed)
 
 
 def persona_request(template: dict[str, Any], persona: str | None) -> Conversation:
@@ -115,7 +147,7 @@ def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> l
     template = read_yaml(ROOT / settings.template)
 
     def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        if settings.source == "dataset":
+        if not PROMPT_SOURCES[settings.source].written:
             return [{**row, "reason": None} for row in part]
         requests = [persona_request(template, row["persona"]) for row in part]
         seeds = [seed_for(seed, row["id"]) for row in part]

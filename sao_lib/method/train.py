@@ -4,7 +4,6 @@ Training runs in a process of its own, started by accelerate, so that one core, 
 DeepSpeed ZeRO-3 are the same call and the notebook's kernel never holds a device.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from sao_lib.engines import Conversation, user_turn
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.runs import Run, die_with_parent, read_rows, write_atomic
+from sao_lib.runs import Run, die_with_parent, read_rows, write_rows
 from sao_lib.settings import ROOT, Policy, Train
 from sao_lib.sources import load_rows
 
@@ -73,12 +72,17 @@ def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Polic
     cut = len(kept) - settings.held_out
     train = kept[:cut][: settings.pairs]
     for name, part in (("train", train), ("held_out", kept[cut:])):
-        write_atomic(run.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
+        write_rows(run.folder / f"{name}.jsonl", part)
     return {"train": len(train), "held_out": settings.held_out, "dropped": dropped}
 
 
 def launch(run: Run, settings: Train) -> None:
-    """Train in a process started by accelerate; raises SaoError with the end of its log if it fails."""
+    """Train in a process started by accelerate; raises SaoError with the end of its log if it fails.
+
+    The copy of a finished run is not trained again: its model and curves are there.
+    """
+    if run.copied:
+        return
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_processes", str(settings.processes)]
     command += ["--main_process_port", "0"]  # any free one: runs may train side by side

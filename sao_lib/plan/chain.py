@@ -8,22 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sao_lib import hub
 from sao_lib.errors import SaoError
+from sao_lib.method.feedback import SOURCES
+from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest, identity
-from sao_lib.settings import ROOT, Evaluate, Judge, Settings
+from sao_lib.settings import ROOT, Evaluate, Settings
 
-NOTEBOOKS = {
-    "synthesize": "01_synthesize",
-    "judge": "02_judge",
-    "train": "03_train",
-    "evaluate": "04_evaluate",
-    "ablate": "05_ablate",
-    "logits": "06_logits_skew",
-    "chat_benchmarks": "07_chat_benchmarks",
-    "leaderboard": "08_leaderboard",
-    "math500": "09_math500",
-    "rating": "10_rating",
-}
 LABELLED = "params/data/labelled_answers.jsonl"
 
 
@@ -49,21 +40,23 @@ class Planned:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of an experiment: its settings and what it needs of them.
+    """One row of an experiment: its settings, what it needs of them, and the runs that this comes to.
 
-    `runs` are the stages whose results the table reads. `trained: false` is the policy as it comes.
-    `published` names a model of a published leaderboard, for rows that run nothing. `skipped` says why a row
-    cannot run here.
+    `stages` are those whose results the table reads. `trained: false` is the policy as it comes. `published` names a
+    model of a published leaderboard, for rows that run nothing. `skipped` says why a row cannot run here. `runs` are
+    all it needs by folder, in order; `roles` the ones that the table reads, by stage.
     """
 
     name: str
     label: str
     settings: Settings
-    runs: tuple[str, ...] = ("evaluate",)
+    stages: tuple[str, ...] = ("evaluate",)
     trained: bool = True
     iterations: int = 1
     published: str | None = None
     skipped: str | None = None
+    runs: dict[str, Planned] = field(default_factory=dict)
+    roles: dict[str, Planned] = field(default_factory=dict)
 
 
 def spec_of(
@@ -84,21 +77,6 @@ def _digest(path: Path) -> str:
     return digest({p.name: file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
 
 
-def judge_name(judge: Judge) -> str:
-    """A readable name of a feedback source, the same in every table: self-without-criterion-1, random, ..."""
-    name = short(judge.model) if judge.model else "self"
-    if judge.source in ("random", "length"):
-        return judge.source
-    without = f"-without-criterion-{judge.without_criterion}" if judge.without_criterion else ""
-    order = "-one-order" if judge.source == "llm" and judge.reading == "logprob" and judge.orders == "one" else ""
-    return f"{name}{without}{order}"
-
-
-def short(model: str) -> str:
-    """The last part of a model's name without revision, lower-case."""
-    return model.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
-
-
 @dataclass
 class Chain:
     """Builds the runs of `row`; `base` are the experiment's settings before the row changed them.
@@ -113,11 +91,11 @@ class Chain:
     roles: dict[str, Planned] = field(default_factory=dict)
 
     def build(self) -> "Chain":
-        if self.row.published or not self.row.runs:
+        if self.row.published or not self.row.stages:
             return self
-        trained = self._trained(set(self.row.runs)) if self.row.trained else None
+        trained = self._trained(set(self.row.stages)) if self.row.trained else None
         policy = {"policy": trained.folder} if trained else {}
-        for stage in self.row.runs:
+        for stage in self.row.stages:
             if stage not in ("synthesize", "judge", "train"):
                 self.roles[stage] = getattr(self, f"_{stage}")(policy)
         return self
@@ -154,15 +132,14 @@ class Chain:
     def _variant(self) -> str:
         """What a run's readable name says beyond its own stage: another policy, generator or prompt source."""
         s = self.row.settings
-        parts = [short(s.policy.model)] if s.policy.model != self.base.policy.model else []
-        parts += [f"{s.synthesize.source}-prompts"] if s.synthesize.source != "persona" else []
-        parts += [f"answers-by-{short(s.synthesize.generator.model)}"] if s.synthesize.generator else []
+        parts = [hub.short(s.policy.model)] if s.policy.model != self.base.policy.model else []
+        parts += [name] if (name := PROMPT_SOURCES[s.synthesize.source].folder_name) else []
+        parts += [f"answers-by-{hub.short(s.synthesize.generator.model)}"] if s.synthesize.generator else []
         return "".join(f"-{part}" for part in parts)
 
     def _synthesize(self, seed: int, policy: dict[str, str], suffix: str) -> Planned:
         s = self.row.settings.synthesize
-        files = [s.template if s.source != "dataset" else None, s.personas if s.source == "persona" else None]
-        files += [s.dataset if s.source == "dataset" else None, self.row.settings.policy.chat_template]
+        files = [*PROMPT_SOURCES[s.source].files(s), self.row.settings.policy.chat_template]
         own = s.model_copy(update={"generator": None})
         name = f"policy{self._variant().partition('-answers-by')[0]}{suffix}"
         params = {"seed": seed, **self._model, "synthesize": own.model_dump()}
@@ -174,17 +151,19 @@ class Chain:
         return self._add("synthesize", f"policy{self._variant()}{suffix}", params, inputs, [s.generator.chat_template])
 
     def _judge(self, synthesized: Planned, policy: dict[str, str], suffix: str) -> Planned:
-        s = self.row.settings
-        llm, judging = s.judge.source == "llm", s.judge.model_dump()
+        s, source = self.row.settings, SOURCES[self.row.settings.judge.source]
+        llm, judging = source.opens == "engine", s.judge.model_dump(include=set(source.reads))
         params = {"seed": s.seed, "policy": s.policy.model_dump() if llm else None, "judge": judging,
-                  "engine": (judging["engine"] or s.engine.model_dump()) if llm else None}  # fmt: skip
+                  "engine": (s.judge.engine or s.engine).model_dump() if llm else None}  # fmt: skip
         inputs = {"synthesize": synthesized.folder, **(policy if llm and not s.judge.model else {})}
         files = [LABELLED, *((s.judge.template, s.judge.chat_template) if llm else ())]
-        return self._add("judge", f"{judge_name(s.judge)}{self._variant()}{suffix}", params, inputs, files)
+        return self._add(
+            "judge", f"{SOURCES[s.judge.source].folder_name(s.judge)}{self._variant()}{suffix}", params, inputs, files
+        )
 
     def _train(self, judged: Planned | None, policy: dict[str, str], suffix: str = "") -> Planned:
         s = self.row.settings
-        source = judge_name(s.judge) if judged else "external"
+        source = SOURCES[s.judge.source].folder_name(s.judge) if judged else "external"
         size = f"-{s.train.pairs}-pairs" if s.train.pairs else ""
         params = {"seed": s.seed, "policy": s.policy.model_dump(), "train": s.train.model_dump()}
         inputs = {**policy, **({"judge": judged.folder} if judged else {})}
@@ -201,7 +180,7 @@ class Chain:
 
     def _scored(self, name: str, evaluate: Evaluate, model: dict[str, Any], inputs: dict[str, str]) -> Planned:
         policy = model["policy"]
-        files = [evaluate.instructions, evaluate.judge_template, policy["chat_template"]]
+        files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template, policy["chat_template"]]
         files += [] if "calibration" in inputs else [LABELLED]
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
@@ -233,6 +212,8 @@ class Chain:
             b.arena_baseline,
             b.mt_bench_template,
             b.arena_hard_template,
+            s.evaluate.judge_template,
+            s.evaluate.judge_chat_template,
             s.policy.chat_template,
         ]
         inputs = {**policy, "calibration": self._calibration(s.evaluate).folder}
@@ -267,7 +248,7 @@ def by(evaluate: Evaluate, base: Settings) -> str:
         return ""
     if evaluate.judges == ["relevance"]:
         return "-by-relevance"
-    return f"-by-{short(evaluate.judge_model) if evaluate.judge_model else 'policy'}"
+    return f"-by-{hub.short(evaluate.judge_model) if evaluate.judge_model else 'policy'}"
 
 
 def models_of(run: Planned) -> list[str]:

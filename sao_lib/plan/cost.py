@@ -8,17 +8,17 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from functools import cache
 from typing import Any
 
 from sao_lib.errors import SaoError
-from sao_lib.plan import experiment as planning
-from sao_lib.plan import layers
-from sao_lib.plan.chain import NOTEBOOKS, Planned
-from sao_lib.plan.experiment import Plan
+from sao_lib.plan import layers, planning
+from sao_lib.plan.chain import Planned
+from sao_lib.plan.planning import Plan
 from sao_lib.plan.workload import Ask, Runs, asks, rates, trained_pairs
 from sao_lib.progress import clock
 from sao_lib.runs import MANIFEST
-from sao_lib.settings import Machine
+from sao_lib.settings import NOTEBOOKS, Machine
 
 API = "openai/"
 BYTES_PER_TOKEN = 12  # of text in the rows and the executed notebook that show it
@@ -64,9 +64,14 @@ def devices_of(profile: str, machine: Machine | None = None) -> list[Device]:
     named = rates()["profiles"].get(profile)
     if not named:
         raise SaoError(f"params/rates.yaml names no device for the profile {profile}; add a line to profiles.")
-    gpus = (machine or layers.validate(layers.profile_layers(profile)).machine).gpus
+    gpus = machine.gpus if machine else _gpus(profile)
     names = [named["device"], *named.get("others", [])]
     return [Device(name, max(1, gpus), rates()["devices"][name]) for name in names]
+
+
+@cache
+def _gpus(profile: str) -> int:
+    return layers.validate(layers.profile_layers(profile)).machine.gpus
 
 
 def estimate(run: Planned, known: Runs, device: Device | None = None) -> Cost:

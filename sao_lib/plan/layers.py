@@ -3,14 +3,24 @@
 Profile <- experiment <- presets <- row <- command line.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sao_lib.errors import SaoError
+from sao_lib.method.feedback import SOURCES
+from sao_lib.method.losses import LOSSES
+from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.settings import Settings, profile_file, read_yaml
 
+# Parameters that name an entry of a registry.
+REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
+    ("judge", "source"): SOURCES,
+    ("train", "loss"): LOSSES,
+    ("synthesize", "source"): PROMPT_SOURCES,
+}
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
@@ -53,25 +63,39 @@ def validate(layers: list[Layer]) -> Settings:
     for _, layer in layers:
         merged = merge(merged, layer)
     try:
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise SaoError(_explain(error, layers)) from None
+        raise SaoError(explain(error, layers)) from None
+    for loc, registry in REGISTRIES.items():
+        name = getattr(getattr(settings, loc[0]), loc[1])
+        if name not in registry:
+            known, where = ", ".join(registry), _where(loc, layers)
+            raise SaoError(f"Parameter '{'.'.join(loc)}' in {where} is '{name}'; there are: {known}.")
+    if problem := SOURCES[settings.judge.source].problem(settings.judge):
+        raise SaoError(f"Impossible combination in {_where(('judge', 'source'), layers)}, judge: {problem}.")
+    return settings
 
 
-def _explain(error: ValidationError, layers: list[Layer]) -> str:
+def explain(
+    error: ValidationError, layers: list[Layer], model: type[BaseModel] = Settings, what: str = "parameter"
+) -> str:
+    """The first thing that is wrong, in one sentence: which layer, which key, what was expected."""
     first = error.errors()[0]
     loc = tuple(str(part) for part in first["loc"])
-    where = next((name for name, layer in reversed(layers) if _has(layer, loc)), layers[0][0])
-    key = ".".join(loc)
-    if first["type"] == "extra_forbidden":
-        near = ", ".join(sorted(_siblings(loc)))
-        return f"Unknown parameter '{key}' in {where}; known here: {near}."
-    if first["type"] == "missing":
-        return f"Parameter '{key}' is missing in {where}."
+    where, key = _where(loc, layers), ".".join(loc)
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"Unknown {what} '{key}' in {where}; known here: {', '.join(sorted(_siblings(loc, model)))}."
+    if first["type"] == "missing":
+        return f"{what.capitalize()} '{key}' is missing in {where}."
     if first["type"] == "value_error":
-        return f"Impossible combination in {where}, {key}: {message}."
-    return f"Parameter '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
+        return f"Impossible combination in {where}{', ' + key if key else ''}: {message}."
+    return f"{what.capitalize()} '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
+
+
+def _where(loc: tuple[str, ...], layers: list[Layer]) -> str:
+    """The last layer that holds the key, else the first."""
+    return next((name for name, layer in reversed(layers) if loc and _has(layer, loc)), layers[0][0])
 
 
 def _has(layer: Any, loc: tuple[str, ...]) -> bool:
@@ -82,11 +106,12 @@ def _has(layer: Any, loc: tuple[str, ...]) -> bool:
     return True
 
 
-def _siblings(loc: tuple[str, ...]) -> list[str]:
-    model: Any = Settings
+def _siblings(loc: tuple[str, ...], model: Any) -> list[str]:
     for part in loc[:-1]:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
+        if field is None:  # a name that the file chose, such as a row's
+            continue
+        inner = field.annotation
         options = getattr(inner, "__args__", (inner,))
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if model is None:

@@ -10,7 +10,9 @@ from functools import cache
 from typing import Any
 
 from sao_lib.evaluate.instruments import simple_parts
+from sao_lib.method.feedback import SOURCES
 from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.plan.chain import Planned
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
@@ -87,7 +89,7 @@ def _source(run: Planned, known: Runs) -> Params:
 
 def pairs_of(s: Params) -> float:
     """Pairs of responses that a synthesize section is expected to give."""
-    usable = s["n"] if s["source"] == "dataset" else _length("usable") * s["n"]
+    usable = _length("usable") * s["n"] if PROMPT_SOURCES[s["source"]].written else s["n"]
     return float(min(usable, s["pairs"] or math.inf))
 
 
@@ -100,7 +102,7 @@ def _synthesize(p: Params, run: Planned, known: Runs) -> list[Ask]:
     writer, answers = s["generator"] or p["policy"], 2 * pairs_of(s)
     calls, tokens_in, tokens_out, cached = answers, answers * (_turn(writer) + _prompt(s)), 0.0, 0.0
     tokens_out = answers * expected("response", s["max_response_tokens"])
-    if s["source"] != "dataset" and "prompts" not in run.inputs:
+    if PROMPT_SOURCES[s["source"]].written and "prompts" not in run.inputs:
         form = _form(s["template"])
         cached = s["n"] * form * 0.9  # the same for all; the cache keeps whole blocks
         calls, tokens_in = calls + s["n"], tokens_in + s["n"] * (form + _length("persona"))
@@ -112,10 +114,11 @@ def _judge(p: Params, run: Planned, known: Runs) -> list[Ask]:
     j, s = p["judge"], _source(run, known)
     prompt, response = _prompt(s), expected("response", s["max_response_tokens"])
     pairs, audit = pairs_of(s), FAULTS * j["audit_questions"]
-    if j["source"] == "reward":
+    opens = SOURCES[j["source"]].opens
+    if opens == "reward model":
         calls = 2.0 * (pairs + audit)
         return [Ask(j["model"], calls, calls * (prompt + response), starts="transformers")]
-    if j["source"] != "llm":
+    if opens is None:
         return []
     calls = pairs * (2 if j["orders"] == "both" else 1) + 2 * audit
     form = _form(j["template"]) + _length("turn")

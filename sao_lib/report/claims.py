@@ -1,13 +1,13 @@
 """Statistics on finished runs: paired tests over shared instructions and verdicts on the paper's claims."""
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.plan.experiment import Claim
 
-CLAIM = re.compile(r"(\S+)\.(\w+) > (\S+)\.(\w+)")
+METRICS = ("wr", "length")
 RESAMPLES = 10_000
 SEED = 0
 
@@ -33,33 +33,31 @@ def per_instruction(annotations: Sequence[dict[str, Any]], metric: str) -> list[
         return [(a["preference"] - 1) * 100 for a in annotations]
     if metric == "length":
         return [float(len(a["output_2"])) for a in annotations]
-    raise SaoError(f"A claim names the metric '{metric}'; there are: wr, length.")
+    raise SaoError(f"A claim names the metric '{metric}'; there are: {', '.join(METRICS)}.")
 
 
-def claim_verdict(holds: str, rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """{verdict, mean, low, high, p} of a predicate `a.metric > b.metric` over the rows' shared instructions.
+def claim_verdict(claim: Claim, rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """{verdict, mean, low, high, p} of a claim over the rows' shared instructions.
 
     `rows` maps a row's name to its annotations; without any the verdict is "not run".
 
     supported: the whole interval is above zero; not supported: it is below; undecided: it holds zero.
     """
-    found = CLAIM.fullmatch(holds)
-    if not found or found[2] != found[4] or found[1] not in rows or found[3] not in rows:
-        raise SaoError(f"The claim '{holds}' must read 'row.metric > row.metric' with rows of this table.")
-    if not rows[found[1]] or not rows[found[3]]:
+    one, other, metric = claim.parts
+    if not rows[one] or not rows[other]:
         return {"verdict": "not run", "mean": None, "low": None, "high": None, "p": None}
-    test = paired(per_instruction(rows[found[1]], found[2]), per_instruction(rows[found[3]], found[4]))
+    test = paired(per_instruction(rows[one], metric), per_instruction(rows[other], metric))
     verdict = "supported" if test["low"] > 0 else "not supported" if test["high"] < 0 else "undecided"
     return {"verdict": verdict, **test}
 
 
-def paper_verdict(holds: str, paper: dict[str, dict[str, Any]]) -> str:
+def paper_verdict(claim: Claim, printed: dict[str, dict[str, Any]]) -> str:
     """What the paper's own two numbers say of the predicate; it prints no standard errors for this table."""
-    found = CLAIM.fullmatch(holds)
-    values = [paper.get(found[i], {}).get(found[i + 1]) for i in (1, 3)] if found else [None, None]
-    if values[0] is None or values[1] is None:
+    one, other, metric = claim.parts
+    first, second = printed.get(one, {}).get(metric), printed.get(other, {}).get(metric)
+    if first is None or second is None:
         return "-"
-    return f"{values[0]:.2f} > {values[1]:.2f}" if values[0] > values[1] else f"{values[0]:.2f} <= {values[1]:.2f}"
+    return f"{first:.2f} {'>' if first > second else '<='} {second:.2f}"
 
 
 def share_positive(margins: Sequence[float]) -> float:

@@ -8,23 +8,25 @@ from typing import Any
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.evaluate.rating import METRICS
+from sao_lib.hub import short
 from sao_lib.method.rewards import RELEVANCE_MODEL
-from sao_lib.plan.chain import short
 from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
 
 MISSING = "not run"
+NOTHING = "-"  # this row has no such thing
 PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
 NOT_PUBLISHED = "not on the leaderboard"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, decimals for numbers, and the value of a row."""
+    """A header with its unit, the value of a row, decimals for numbers, and the stage that a row needs for it."""
 
     header: str
     value: Callable[[TableRow], Any]
     decimals: int = 2
+    stage: str | None = None
 
 
 LEADERBOARD = {"lc": "length_controlled_winrate", "lc_se": "lc_standard_error", "wr": "win_rate",
@@ -64,6 +66,10 @@ def policy_name(row: TableRow) -> str:
     trained = run.input("policy")
     loss, data = trained.params["train"]["loss"], trained.params["train"]["data"]
     return f"{name}, {loss} on {'external data' if data else trained.input('judge').results['source']}"
+
+
+def _length(row: TableRow) -> float:
+    return mean_length(row.run("evaluate").rows("answers.jsonl"))
 
 
 def _pairs(row: TableRow) -> str:
@@ -145,37 +151,37 @@ TASKS = {"arc": "ARC", "truthfulqa": "TruthfulQA", "winogrande": "Winogrande", "
          "hellaswag": "HellaSwag", "mmlu": "MMLU"}  # fmt: skip
 
 COLUMNS: dict[str, Column] = {
-    "lc": Column("Our LC (%)", _score("lc")),
-    "lc_se": Column("LC SE", _score("lc_se"), 1),
-    "wr": Column("Our WR (%)", _score("wr")),
-    "se": Column("WR SE", _score("se"), 1),
-    "n": Column("n", _score("n"), 0),
+    "lc": Column("Our LC (%)", _score("lc"), stage="evaluate"),
+    "lc_se": Column("LC SE", _score("lc_se"), 1, stage="evaluate"),
+    "wr": Column("Our WR (%)", _score("wr"), stage="evaluate"),
+    "se": Column("WR SE", _score("se"), 1, stage="evaluate"),
+    "n": Column("n", _score("n"), 0, stage="evaluate"),
     "judge": Column("Evaluation judge", _judge),
     "model": Column("What ran", policy_name),
-    "length": Column("Mean answer (characters)", lambda row: mean_length(row.run("evaluate").rows("answers.jsonl")), 0),
+    "length": Column("Mean answer (characters)", _length, 0, stage="evaluate"),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
     "pairs": Column("Pairs trained / held out", _pairs),
-    "source": Column("Feedback from", lambda row: row.run("judge").results["source"]),
-    "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1),
-    "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1),
-    "diversity": Column("Embedding diversity", _diversity),
-    "prompts": Column("Prompts", lambda row: row.run("synthesize").results["usable"], 0),
-    "mt_bench": Column("Our MT-Bench", _chat("mt_bench", "score")),
-    "mt_bench_se": Column("SE", _chat("mt_bench", "se")),
-    "mt_bench_turns": Column("Turn 1 / 2", _turns),
-    "mt_bench_n": Column("n (ratings)", _chat("mt_bench", "n"), 0),
-    "arena_hard": Column("Our Arena-Hard (%)", _chat("arena_hard", "score"), 1),
-    "arena_hard_interval": Column("95% interval", _interval),
-    "arena_hard_n": Column("n (questions)", _chat("arena_hard", "n"), 0),
+    "source": Column("Feedback from", lambda row: row.run("judge").results["source"], stage="judge"),
+    "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stage="synthesize"),
+    "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stage="synthesize"),
+    "diversity": Column("Embedding diversity", _diversity, stage="synthesize"),
+    "prompts": Column("Prompts", lambda row: row.run("synthesize").results["usable"], 0, stage="synthesize"),
+    "mt_bench": Column("Our MT-Bench", _chat("mt_bench", "score"), stage="chat_benchmarks"),
+    "mt_bench_se": Column("SE", _chat("mt_bench", "se"), stage="chat_benchmarks"),
+    "mt_bench_turns": Column("Turn 1 / 2", _turns, stage="chat_benchmarks"),
+    "mt_bench_n": Column("n (ratings)", _chat("mt_bench", "n"), 0, stage="chat_benchmarks"),
+    "arena_hard": Column("Our Arena-Hard (%)", _chat("arena_hard", "score"), 1, stage="chat_benchmarks"),
+    "arena_hard_interval": Column("95% interval", _interval, stage="chat_benchmarks"),
+    "arena_hard_n": Column("n (questions)", _chat("arena_hard", "n"), 0, stage="chat_benchmarks"),
     "average": Column("Our average", _average),
-    "rated": Column("Responses rated", lambda row: row.run("rating").results["n"], 0),
-    "rater": Column("Rater", lambda row: row.run("rating").results["rater"]),
-    "math500": Column("Our MATH-500 (%)", lambda row: row.run("math500").results["score"]),
-    "math500_se": Column("SE", lambda row: row.run("math500").results["se"], 1),
-    "math500_n": Column("n", lambda row: row.run("math500").results["n"], 0),
-    "no_answer": Column("No answer found", lambda row: row.run("math500").results["no_answer"], 0),
-    **{name: Column(f"Our {label} (%)", _task(name)) for name, label in TASKS.items()},
-    **{name: Column(f"Our {name}", _rating(name)) for name in METRICS},
+    "rated": Column("Responses rated", lambda row: row.run("rating").results["n"], 0, stage="rating"),
+    "rater": Column("Rater", lambda row: row.run("rating").results["rater"], stage="rating"),
+    "math500": Column("Our MATH-500 (%)", lambda row: row.run("math500").results["score"], stage="math500"),
+    "math500_se": Column("SE", lambda row: row.run("math500").results["se"], 1, stage="math500"),
+    "math500_n": Column("n", lambda row: row.run("math500").results["n"], 0, stage="math500"),
+    "no_answer": Column("No answer found", lambda row: row.run("math500").results["no_answer"], 0, stage="math500"),
+    **{name: Column(f"Our {label} (%)", _task(name), stage="leaderboard") for name, label in TASKS.items()},
+    **{name: Column(f"Our {name}", _rating(name), stage="rating") for name in METRICS},
 }
 PAPER = {"lc": "LC (%)", "wr": "WR (%)", "se": "SE", "repetition": "repetition (%)", "mt_bench": "MT-Bench",
          "arena_hard": "Arena-Hard (%)", "average": "average", "math500": "MATH-500 (%)",
@@ -186,7 +192,7 @@ def column(name: str) -> Column:
     """A column by name; raises SaoError listing what there is."""
     if name.startswith("paper."):
         key = name.removeprefix("paper.")
-        return Column(f"Paper {PAPER.get(key, key)}", lambda row: row.paper.get(key))
+        return Column(f"Paper {PAPER.get(key, key)}", lambda row: row.printed.get(key))
     if name not in COLUMNS:
         raise SaoError(f"There is no column '{name}'; there are: {', '.join(COLUMNS)} and paper.<column>.")
     return COLUMNS[name]
@@ -199,8 +205,11 @@ def value_of(name: str, row: TableRow) -> Any:
     if row.skipped:
         return MISSING
     if row.published and name not in PUBLISHED:
-        return "-"
-    return column(name).value(row)
+        return NOTHING
+    wanted = column(name)
+    if wanted.stage and not row.published and not row.has(wanted.stage):
+        return NOTHING
+    return wanted.value(row)
 
 
 def text_of(name: str, row: TableRow) -> str:

@@ -4,21 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sao_lib.report.rows import TableRow, experiment_of
+from sao_lib.plan.experiment import Figure
+from sao_lib.report.rows import TableRow, TableRows, experiment_of
 from sao_lib.report.texts import template_texts, words
 from sao_lib.runs import Run
 
-Rows = dict[str, TableRow]
 LABELS = {"wr": "Win rate (%)", "lc": "Length-controlled win rate (%)", "arena_hard": "Arena-Hard win rate (%)",
           "math500": "MATH-500 (%)"}  # fmt: skip
 
 
-def draw(run: Run, rows: Rows, path: Path) -> Any:
+def draw(run: Run, rows: TableRows, path: Path) -> Any:
     """The experiment's figure, saved to `path`; None for a table that has none."""
-    asked = experiment_of(run).get("figure")
+    asked = experiment_of(run).figure
     if not asked:
         return None
-    picture = KINDS[asked["kind"]](rows, asked)
+    picture = KINDS[asked.kind](rows, asked)
     picture.savefig(path, dpi=150)
     return picture
 
@@ -31,31 +31,53 @@ def _style() -> tuple[Any, Any, Any]:
     return plt, sns, sns.color_palette("colorblind")
 
 
-def _measured(row: TableRow, metric: str) -> tuple[float, float, float] | None:
-    """Value with the lengths of its bar to the left and right: one SE, or a 95% interval for Arena-Hard."""
-    if not row.ours:
-        return None
-    if metric in ("wr", "lc"):
+Bar = tuple[float, float, float]  # a value and the lengths of its bar to the left and right
+
+
+def _measured(row: TableRow, metric: str) -> Bar | None:
+    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where nothing of the row ran here."""
+    return MEASURES[metric](row) if row.ours else None
+
+
+def _win_rate(value: str, se: str) -> Callable[[TableRow], Bar]:
+    def measured(row: TableRow) -> Bar:
         scores = row.run("evaluate").results["scores"]
-        se = scores["se" if metric == "wr" else "lc_se"]
-        return scores[metric], se, se
-    if metric == "arena_hard":
-        found = row.run("chat_benchmarks").results["arena_hard"]
-        return found["score"], found["score"] - found["low"], found["high"] - found["score"]
-    if metric == "math500":
-        found = row.run("math500").results
-        return found["score"], found["se"], found["se"]
+        return scores[value], scores[se], scores[se]
+
+    return measured
+
+
+def _arena_hard(row: TableRow) -> Bar:
+    found = row.run("chat_benchmarks").results["arena_hard"]
+    return found["score"], found["score"] - found["low"], found["high"] - found["score"]
+
+
+def _math500(row: TableRow) -> Bar:
+    found = row.run("math500").results
+    return found["score"], found["se"], found["se"]
+
+
+def _average(row: TableRow) -> Bar:
     if row.has("rating"):
         return row.run("rating").results["average"], 0.0, 0.0
     found = row.run("leaderboard").results
     return found["average"], found["average_se"], found["average_se"]
 
 
-def dots(rows: Rows, asked: dict[str, Any]) -> Any:
+MEASURES: dict[str, Callable[[TableRow], Bar]] = {
+    "wr": _win_rate("wr", "se"),
+    "lc": _win_rate("lc", "lc_se"),
+    "arena_hard": _arena_hard,
+    "math500": _math500,
+    "average": _average,
+}
+
+
+def dots(rows: TableRows, asked: Figure) -> Any:
     """One dot a row with its bar, the paper's value beside it as an open diamond."""
     plt, _, colours = _style()
-    metric, names = asked["metric"], asked["paper"]
-    shown = [row for row in rows.values() if row.ours or any(row.paper.get(n) is not None for n in names)]
+    metric, names = str(asked.metric), asked.paper
+    shown = [row for row in rows.values() if row.ours or any(row.printed.get(n) is not None for n in names)]
     picture, axes = plt.subplots(figsize=(9, 0.5 * len(shown) + 1.6), layout="constrained")
     at = list(range(len(shown)))[::-1]
     ours = [(y, m) for y, row in zip(at, shown, strict=True) if (m := _measured(row, metric))]
@@ -64,41 +86,40 @@ def dots(rows: Rows, asked: dict[str, Any]) -> Any:
     axes.errorbar([m[0] for _, m in ours], [y for y, _ in ours], xerr=bars, fmt="o", color=colours[0], capsize=3,
                   label="ours" if not any(bars[0]) else f"ours, with {bar}")  # fmt: skip
     for name, marker in zip(names, "Ds", strict=False):
-        points = [(v, y) for y, row in zip(at, shown, strict=True) if (v := row.paper.get(name)) is not None]
+        points = [(v, y) for y, row in zip(at, shown, strict=True) if (v := row.printed.get(name)) is not None]
         axes.plot([v for v, _ in points], [y for _, y in points], marker, color=colours[1], fillstyle="none",
                   label="paper")  # fmt: skip
     published = [(row.leaderboard["win_rate"], y) for y, row in zip(at, shown, strict=True) if row.leaderboard]
     if published:
         axes.plot([v for v, _ in published], [y for _, y in published], "x", color=colours[2], label="leaderboard")
-    limits = (0, 10) if asked.get("metric") == "average" and any(r.has("rating") for r in shown) else (0, 100)
+    limits = (0, 10) if metric == "average" and any(r.has("rating") for r in shown) else (0, 100)
     if metric in ("wr", "arena_hard"):
         axes.axvline(50, color="0.4", lw=0.8, ls="--")
     labels = [row.label.replace(" (", "\n(", 1) for row in shown]
     axes.set(yticks=at, yticklabels=labels, ylim=(-0.6, len(shown) - 0.4), xlim=limits,
-             xlabel=asked.get("xlabel") or LABELS[metric])  # fmt: skip
+             xlabel=asked.xlabel or LABELS[metric])  # fmt: skip
     axes.tick_params(axis="y", labelsize=9)
     picture.legend(loc="outside upper center", ncol=3, frameon=False)
     return picture
 
 
-def _position(row: TableRow, kind: str, number: int) -> float:
+def _position(row: TableRow, kind: str | None, number: int) -> float:
     if kind == "iteration":
         return float(number)
     return float(row.run("train").results["pairs"]["train"]) if row.has("train") else 0.0
 
 
-def line(rows: Rows, asked: dict[str, Any]) -> Any:
+def line(rows: TableRows, asked: Figure) -> Any:
     """Win rates along sizes or iterations, the paper's points at its own places."""
     plt, _, colours = _style()
-    picture, panels = plt.subplots(1, len(asked["metrics"]), figsize=(10, 3.6), layout="constrained", sharey=True)
-    for axes, metric in zip(panels, asked["metrics"], strict=True):
-        ours = [(_position(r, asked["x"], n), m) for n, r in enumerate(rows.values()) if (m := _measured(r, metric))]
+    picture, panels = plt.subplots(1, len(asked.metrics), figsize=(10, 3.6), layout="constrained", sharey=True)
+    for axes, metric in zip(panels, asked.metrics, strict=True):
+        ours = [(_position(r, asked.x, n), m) for n, r in enumerate(rows.values()) if (m := _measured(r, metric))]
         axes.errorbar([x for x, _ in ours], [m[0] for _, m in ours], yerr=[m[1] for _, m in ours], fmt="o-",
                       color=colours[0], capsize=3, label="ours, with standard error")  # fmt: skip
-        places = asked.get("paper_x", list(range(len(rows))))
-        points = [
-            (x, r.paper[metric]) for x, r in zip(places, rows.values(), strict=True) if r.paper.get(metric) is not None
-        ]
+        places = asked.paper_x or list(range(len(rows)))
+        printed = [r.printed.get(metric) for r in rows.values()]
+        points = [(x, value) for x, value in zip(places, printed, strict=True) if value is not None]
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
@@ -107,17 +128,17 @@ def line(rows: Rows, asked: dict[str, Any]) -> Any:
             fillstyle="none",
             label="paper, as its text states",
         )
-        if "paper_x" in asked:
+        if asked.paper_x:
             axes.set_xscale("symlog", linthresh=10)
         else:
             axes.set_xticks(range(len(rows)))
-        axes.set(xlabel=asked["xlabel"], ylabel=LABELS[metric], ylim=(0, 100))
+        axes.set(xlabel=asked.xlabel, ylabel=LABELS[metric], ylim=(0, 100))
         axes.tick_params(labelleft=True)
     panels[0].legend(frameon=False, loc="lower right", fontsize=9)
     return picture
 
 
-def lengths(rows: Rows, asked: dict[str, Any]) -> Any:
+def lengths(rows: TableRows, asked: Figure) -> Any:
     """Distributions of words in prompts and responses, one line style a source."""
     plt, sns, colours = _style()
     picture, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -131,7 +152,7 @@ def lengths(rows: Rows, asked: dict[str, Any]) -> Any:
     return picture
 
 
-def logits(rows: Rows, asked: dict[str, Any]) -> Any:
+def logits(rows: TableRows, asked: Figure) -> Any:
     """Density of logits per model, one panel a prompt set."""
     plt, _, colours = _style()
     found = {row.label: row.run("logits").results["totals"] for row in rows.values() if row.ours}
@@ -150,7 +171,7 @@ def logits(rows: Rows, asked: dict[str, Any]) -> Any:
     return picture
 
 
-def templates(rows: Rows, asked: dict[str, Any]) -> Any:
+def templates(rows: TableRows, asked: Figure) -> Any:
     """Both templates in boxes, filled with an example."""
     import textwrap
 
@@ -180,7 +201,7 @@ def templates(rows: Rows, asked: dict[str, Any]) -> Any:
     return picture
 
 
-KINDS: dict[str, Callable[[Rows, dict[str, Any]], Any]] = {
+KINDS: dict[str, Callable[[TableRows, Figure], Any]] = {
     "dots": dots,
     "line": line,
     "lengths": lengths,

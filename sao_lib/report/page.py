@@ -42,12 +42,12 @@ def write_page(profile: str) -> Path:
 
 def _section(name: str, run: Run) -> str:
     experiment, rows = experiment_of(run), table_rows(run)
-    parts = [f"<h2 id={name}>{name}: {html.escape(experiment['title'])}</h2>"]
-    parts += [f"<p>{html.escape(experiment['question'])} ({html.escape(experiment['where'])})</p>"]
+    parts = [f"<h2 id={name}>{name}: {html.escape(experiment.title)}</h2>"]
+    parts += [f"<p>{html.escape(experiment.question)} ({html.escape(experiment.where)})</p>"]
     picture = run.folder / f"{name}.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f'<img alt="{name}: {html.escape(experiment["title"])}" src="data:image/png;base64,{data}">')
+        parts.append(f'<img alt="{name}: {html.escape(experiment.title)}" src="data:image/png;base64,{data}">')
     parts.append(_table(formatted(run, rows)))
     parts += [f"<p class=note>{html.escape(line)}</p>" for line in caption(run, rows).split("\n")]
     checked = claims(run, rows)

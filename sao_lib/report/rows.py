@@ -4,21 +4,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sao_lib.plan.experiment import Experiment, read
 from sao_lib.report.paper import PAPER
 from sao_lib.runs import Run
-from sao_lib.settings import experiment_file, read_yaml
+from sao_lib.settings import read_yaml
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """`paper` maps the paper's columns to its numbers for this row; `run(role)` is a finished run of ours.
+    """`printed` maps the paper's columns to its numbers for this row; `run(role)` is a finished run of ours.
 
     `published` names a model of alpaca_eval's leaderboard; `skipped` says why the row did not run here.
     """
 
     name: str
     label: str
-    paper: dict[str, float | None]
+    printed: dict[str, float | None]
     table: Run
     data: str | None = None
     published: str | None = None
@@ -59,31 +60,33 @@ class TableRow:
         return dict(frame.loc[self.published]) if self.published in frame.index else None
 
 
-def experiment_of(run: Run) -> dict[str, Any]:
-    """The experiment file of a table run."""
-    return read_yaml(experiment_file(run.params["experiment"]))
+TableRows = dict[str, TableRow]
 
 
-def table_rows(run: Run) -> dict[str, TableRow]:
+def experiment_of(run: Run) -> Experiment:
+    """The experiment of a table run."""
+    return read(run.params["experiment"])
+
+
+def table_rows(run: Run) -> TableRows:
     """The rows of a table run by name, in the experiment's order."""
-    experiment = experiment_of(run)
-    printed = read_yaml(PAPER).get(experiment.get("paper_table", run.params["experiment"]), {}).get("rows")
-    numbers = printed if isinstance(printed, dict) else {}  # table 12's rows are prompts
+    printed = printed_rows(run.params["experiment"], experiment_of(run))
     return {
         row["name"]: TableRow(
-            row["name"],
-            row["label"],
-            _paper(numbers, row["name"], experiment["rows"][row["name"]].get("paper", {})),
-            run,
-            row["data"],
-            row["published"],
-            row["skipped"],
+            row["name"], row["label"], printed[row["name"]], run, row["data"], row["published"], row["skipped"]
         )
         for row in run.params["rows"]
     }
 
 
-def _paper(numbers: dict[str, dict[str, Any]], name: str, mapped: dict[str, str]) -> dict[str, float | None]:
-    """The paper's numbers of a row: of the row `mapped` names, and of its columns with a prefix, without it."""
-    found, prefix = numbers.get(mapped.get("row", name), {}), mapped.get("prefix", "")
-    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix) and not isinstance(v, str)}
+def printed_rows(name: str, experiment: Experiment) -> dict[str, dict[str, float | None]]:
+    """The paper's numbers for each row: of the row and the columns that its `printed` names, without their prefix."""
+    table = read_yaml(PAPER).get(experiment.printed_in or name, {}).get("rows")
+    numbers = table if isinstance(table, dict) else {}  # table 12's rows are prompts
+    found = {}
+    for key, row in experiment.rows.items():
+        prefix, there = row.printed.prefix, numbers.get(row.printed.row or key, {})
+        found[key] = {
+            k.removeprefix(prefix): v for k, v in there.items() if k.startswith(prefix) and not isinstance(v, str)
+        }
+    return found

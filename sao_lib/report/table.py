@@ -5,45 +5,56 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from sao_lib.plan.chain import short
+from sao_lib.hub import short
 from sao_lib.report import texts
 from sao_lib.report.claims import claim_verdict, paper_verdict
 from sao_lib.report.columns import column, text_of, value_of
-from sao_lib.report.rows import TableRow, experiment_of
-from sao_lib.runs import Run, write_atomic
+from sao_lib.report.rows import TableRows, experiment_of
+from sao_lib.runs import OUTPUTS, Run, ancestry, outdated, write_atomic
 from sao_lib.settings import PARAMS, read_yaml
 
-Rows = dict[str, TableRow]
 
-
-def formatted(run: Run, rows: Rows) -> list[list[str]]:
+def formatted(run: Run, rows: TableRows) -> list[list[str]]:
     """The table as strings, header first."""
     experiment = experiment_of(run)
-    if "table" in experiment:
-        return texts.TABLES[experiment["table"]](rows)
-    names = experiment["columns"]
+    if experiment.table:
+        return texts.TABLES[experiment.table](rows)
+    names = experiment.columns
     head = ["Row", *(column(name).header for name in names)]
     return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]
 
 
-def caption(run: Run, rows: Rows) -> str:
+def caption(run: Run, rows: TableRows) -> str:
     """What ran, in sentences: models, sizes, judges with their measured agreement, and what that can tell."""
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
     lines += _judges(rows)
-    lines.append(f"Paper: {experiment['paper_setting']}; `-`: the paper prints no number there.")
-    lines += [" ".join(experiment["note"].split())] if "note" in experiment else []
+    if experiment.paper_setting:
+        lines.append(f"Paper: {experiment.paper_setting}; `-`: the paper prints no number there.")
+    lines += [" ".join(experiment.note.split())] if experiment.note else []
     if any(row.published for row in rows.values()):
         lines.append(
             "Rows marked published are read from the leaderboard in the alpaca-eval package; nothing ran here."
         )
     lines += [f"Not run: {row.label}: {row.skipped}" for row in rows.values() if row.skipped]
     lines.append(" ".join(read_yaml(PARAMS / "shows.yaml").get(profile, "").split()))
-    lines.append(f"Command: `make reproduce-{run.params['experiment']} PROFILE={profile}`.")
+    lines += _outdated(run)
+    lines.append(f"Command: `{run.params['command']}`.")
     return "\n".join(line for line in lines if line)
 
 
-def _data(rows: Rows) -> str:
+def _outdated(run: Run) -> list[str]:
+    """Which of the runs behind this table other code made than this, as of now."""
+    found = {f: why for f in ancestry(run.spec["inputs"].values()) if (why := outdated(OUTPUTS / f))}
+    if not found:
+        return []
+    parts = ", ".join(dict.fromkeys(part for why in found.values() for part in why))
+    runs = ", ".join(folder.partition("/")[2] for folder in found)
+    again = f"`{run.params['command']} FRESH=stale` makes them again."
+    return [f"Made by other code than this: {runs}. Changed since: {parts}. {again}"]
+
+
+def _data(rows: TableRows) -> str:
     made = next((row.run("synthesize").results for row in rows.values() if row.has("synthesize")), None)
     evaluated = next((row.run("evaluate").params["evaluate"] for row in rows.values() if row.has("evaluate")), None)
     text = f"{made['usable']} usable prompts of {made['personas']}, {made['pairs']} answered twice." if made else ""
@@ -55,7 +66,7 @@ def _data(rows: Rows) -> str:
     return text.strip()
 
 
-def _judges(rows: Rows) -> list[str]:
+def _judges(rows: TableRows) -> list[str]:
     """One sentence per evaluation judge, with its agreement on labelled pairs that did not choose it."""
     found = {}
     for row in rows.values():
@@ -89,13 +100,13 @@ def _judge_sentence(run: Run) -> str:
     return f"Judge: {model} read by `{found['chosen']}`, {measured}. {verdicts}; WR and SE by alpaca-eval; {term}."
 
 
-def claims(run: Run, rows: Rows) -> list[dict[str, Any]]:
+def claims(run: Run, rows: TableRows) -> list[dict[str, Any]]:
     """Each claim of the experiment with its verdict on our rows and on the paper's numbers."""
     annotations = {name: row.annotations if row.ours else [] for name, row in rows.items()}
-    numbers = {name: row.paper for name, row in rows.items()}
+    numbers = {name: row.printed for name, row in rows.items()}
     return [
-        {**c, **claim_verdict(c["holds"], annotations), "paper": paper_verdict(c["holds"], numbers)}
-        for c in experiment_of(run)["claims"]
+        {**c.model_dump(), **claim_verdict(c, annotations), "paper": paper_verdict(c, numbers)}
+        for c in experiment_of(run).claims
     ]
 
 
@@ -124,18 +135,18 @@ def latex(table: list[list[str]]) -> str:
     return "\n".join([*lines, *(" & ".join(row) + r" \\" for row in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def write_tables(run: Run, rows: Rows, checked: Sequence[dict[str, Any]]) -> None:
+def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -> None:
     """<experiment>.md, .csv and .tex in the table's folder."""
     name, table, experiment = run.params["experiment"], formatted(run, rows), experiment_of(run)
-    parts = [f"# {name}: {experiment['title']}", markdown(table), caption(run, rows).replace("\n", "\n\n")]
+    parts = [f"# {name}: {experiment.title}", markdown(table), caption(run, rows).replace("\n", "\n\n")]
     parts += [markdown(claim_lines(checked))] if checked else []
     write_atomic(run.folder / f"{name}.md", "\n\n".join(parts) + "\n")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    if "table" in experiment:
+    if experiment.table:
         writer.writerows(table)
     else:
-        writer.writerow(["row", *experiment["columns"]])
-        writer.writerows([row.name, *(value_of(c, row) for c in experiment["columns"])] for row in rows.values())
+        writer.writerow(["row", *experiment.columns])
+        writer.writerows([row.name, *(value_of(c, row) for c in experiment.columns)] for row in rows.values())
     write_atomic(run.folder / f"{name}.csv", buffer.getvalue())
     write_atomic(run.folder / f"{name}.tex", latex(table))

@@ -7,11 +7,10 @@ from sao_lib.method.judge import pairs_of, ranking_request
 from sao_lib.method.synthesize import most_repeated, persona_request
 from sao_lib.report.columns import policy_name
 from sao_lib.report.paper import PAPER
-from sao_lib.report.rows import TableRow
+from sao_lib.report.rows import TableRows
 from sao_lib.settings import ROOT, read_yaml
 from sao_lib.sources import load_rows
 
-Rows = dict[str, TableRow]
 LONGEST = 600  # characters of a text in a table
 
 
@@ -20,7 +19,7 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... {len(text) - LONGEST} more characters]"
 
 
-def repeated_prompts(rows: Rows) -> list[list[str]]:
+def repeated_prompts(rows: TableRows) -> list[list[str]]:
     """Table 12: the five most frequent prompts of each source, the paper's first."""
     out = [["Prompts", "Prompt", "Count"]]
     out += [
@@ -36,7 +35,7 @@ def repeated_prompts(rows: Rows) -> list[list[str]]:
     return out
 
 
-def dataset_example(rows: Rows) -> list[list[str]]:
+def dataset_example(rows: TableRows) -> list[list[str]]:
     """Table 13: persona, prompt, both responses and the ranking of the first judged pair."""
     row = next(iter(rows.values()))
     judged = row.run("judge")
@@ -61,7 +60,7 @@ def dataset_example(rows: Rows) -> list[list[str]]:
     ]
 
 
-def before_and_after(rows: Rows) -> list[list[str]]:
+def before_and_after(rows: TableRows) -> list[list[str]]:
     """Table 14: the paper's kind of instruction, answered by the policy before and after."""
     out = [["Instruction", *(row.label for row in rows.values())]]
     answers = [row.run("evaluate").rows("answers.jsonl") if row.ours else [] for row in rows.values()]
@@ -71,7 +70,7 @@ def before_and_after(rows: Rows) -> list[list[str]]:
     return out
 
 
-def words(rows: Rows) -> dict[str, dict[str, list[int]]]:
+def words(rows: TableRows) -> dict[str, dict[str, list[int]]]:
     """Words of prompts and responses per source, {label: {prompts, responses}}: figure 3's data."""
     found = {}
     for row in rows.values():
@@ -89,7 +88,7 @@ def words(rows: Rows) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-def lengths(rows: Rows) -> list[list[str]]:
+def lengths(rows: TableRows) -> list[list[str]]:
     """Figure 3 in numbers: n, median and middle 90% of the words of prompts and responses."""
     import numpy as np
 
@@ -111,7 +110,7 @@ def lengths(rows: Rows) -> list[list[str]]:
     return out
 
 
-def skewness(rows: Rows) -> list[list[str]]:
+def skewness(rows: TableRows) -> list[list[str]]:
     """Figure 4 in numbers: moments of the logits per model and set, with the spread over responses."""
     out = [
         [
@@ -141,7 +140,7 @@ def skewness(rows: Rows) -> list[list[str]]:
     return out
 
 
-def template_texts(rows: Rows) -> dict[str, str]:
+def template_texts(rows: TableRows) -> dict[str, str]:
     """Figure 5: both templates as the first persona and the first pair of this profile's data fill them."""
     row = next(iter(rows.values()))
     made, judged = row.run("synthesize"), row.run("judge")
@@ -157,7 +156,7 @@ def template_texts(rows: Rows) -> dict[str, str]:
     }
 
 
-def templates(rows: Rows) -> list[list[str]]:
+def templates(rows: TableRows) -> list[list[str]]:
     """Figure 5 as a table: template, file, text with an example."""
     row = next(iter(rows.values()))
     files = [row.run("synthesize").params["synthesize"]["template"], row.run("judge").params["judge"]["template"]]
@@ -168,7 +167,7 @@ def templates(rows: Rows) -> list[list[str]]:
     ]
 
 
-TABLES: dict[str, Callable[[Rows], Any]] = {
+TABLES: dict[str, Callable[[TableRows], Any]] = {
     "repeated_prompts": repeated_prompts,
     "dataset_example": dataset_example,
     "before_and_after": before_and_after,

@@ -1,0 +1,243 @@
+"""Experiment + profile -> a plan: rows with their settings, the runs that they share, the table that reads them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from sao_lib import sources
+from sao_lib.engines import models
+from sao_lib.engines.openai_api import JOURNAL, require_key
+from sao_lib.errors import SaoError
+from sao_lib.plan import layers
+from sao_lib.plan.chain import Chain, Planned, Row, models_of, spec_of
+from sao_lib.plan.experiment import Experiment, RowSpec, read
+from sao_lib.runs import MANIFEST, digest, identity, load, outdated, write_atomic
+from sao_lib.settings import Settings
+
+LONGEST = 60  # characters of assignments in a folder's name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`runs` in an order in which they can be done, the table's own run last. `assignments` are the command line's."""
+
+    profile: str
+    experiment: str
+    base: Settings
+    rows: list[Row]
+    runs: list[Planned]
+    assignments: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> Planned:
+        return self.runs[-1]
+
+    @property
+    def command(self) -> str:
+        """What a person types for this table."""
+        given = f" SET={shlex.quote(' '.join(self.assignments))}" if self.assignments else ""
+        return f"make reproduce-{self.experiment} PROFILE={self.profile}{given}"
+
+
+def make(profile: str, name: str, assignments: Iterable[str] = ()) -> Plan:
+    """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters."""
+    given = tuple(assignments)
+    experiment = read(name)
+    base, rows = _rows(profile, name, experiment, given)
+    built = []
+    for row in rows:
+        try:
+            chain = Chain(profile, row, base).build()
+            built.append(replace(row, runs=chain.runs, roles=chain.roles))
+        except SaoError as reason:
+            built.append(replace(row, skipped=row.skipped or str(reason)))
+    return joined(Plan(profile, name, base, built, [], given))
+
+
+def verified(plan: Plan) -> Plan:
+    """The plan with every row skipped that lacks a model, a key or a file; SaoError if no row is left."""
+    rows = []
+    for row in plan.rows:
+        try:
+            for run in row.runs.values():
+                _check(run)
+            rows.append(row)
+        except SaoError as reason:
+            rows.append(replace(row, skipped=row.skipped or str(reason)))
+    return joined(replace(plan, rows=rows))
+
+
+def without(plan: Plan, failed: dict[str, str]) -> Plan:
+    """The plan with every row skipped that needs a run in `failed` (folder -> reason)."""
+    why = {row.name: next((failed[folder] for folder in row.runs if folder in failed), None) for row in plan.rows}
+    return joined(replace(plan, rows=[replace(row, skipped=row.skipped or why[row.name]) for row in plan.rows]))
+
+
+def joined(plan: Plan) -> Plan:
+    """The plan's rows with their runs, shared ones once, and the table that reads them."""
+    if all(row.skipped for row in plan.rows):
+        raise SaoError(str(plan.rows[0].skipped))
+    kept = [row for row in plan.rows if not row.skipped]
+    runs = {folder: run for row in kept for folder, run in row.runs.items()}
+    inputs = {f"{row.name}/{role}": run.folder for row in kept for role, run in row.roles.items()}
+    return replace(plan, runs=[*runs.values(), _table(plan, list(runs.values()), inputs)])
+
+
+def _table(plan: Plan, runs: list[Planned], inputs: dict[str, str]) -> Planned:
+    content = [
+        {"name": r.name, "label": r.label, "published": r.published, "skipped": r.skipped,
+         "data": r.settings.train.data}
+        for r in plan.rows
+    ]  # fmt: skip
+    params = {"experiment": plan.experiment, "rows": content, "policy": plan.base.policy.model, "command": plan.command,
+              "outdated": {run.folder: reasons for run in runs if (reasons := changes(run))}}  # fmt: skip
+    files: list[str | None] = [f"params/experiments/{plan.experiment}.yaml", "params/paper.yaml", "params/shows.yaml"]
+    name = plan.experiment + _variant(plan.assignments)
+    return Planned(f"{plan.profile}/{name}", spec_of(plan.profile, "ablate", name, params, inputs, files))
+
+
+def _variant(assignments: tuple[str, ...]) -> str:
+    """`@train.beta=2,seed=7` for a folder's name; what no name can hold is left to a digest."""
+    text = ",".join(sorted(assignments))
+    if not text:
+        return ""
+    plain = re.sub(r"[^\w.,=+-]+", "-", text)[:LONGEST]
+    return f"@{plain}" if plain == text else f"@{plain}-{digest(text)[:8]}"
+
+
+def changes(run: Planned) -> list[str]:
+    """What has changed since a finished run was made; empty where nothing has or where it has not finished."""
+    try:
+        return outdated(run.path) if run.done else []
+    except (ValueError, KeyError, TypeError):
+        return []  # damaged: write_specs sets it aside
+
+
+def _rows(profile: str, name: str, experiment: Experiment, given: tuple[str, ...]) -> tuple[Settings, list[Row]]:
+    """The experiment's settings before any row changes them, and its rows with validated settings.
+
+    Layers, later over earlier: profile, experiment, presets that the row uses, row, command line.
+    """
+    where, file = f"params/experiments/{name}.yaml", f"params/profiles/{profile}.yaml"
+    line = ("the command line", layers.from_command_line(list(given)))
+    common = [*layers.profile_layers(profile), (where, experiment.settings.get(profile, {}))]
+    base = layers.validate([*common, line])
+    rows, varied = [], {}
+    for key, row in experiment.rows.items():
+        used = [(f"{file}, preset {n}", *_preset(base, n, f"{where}, row {key}")) for n in row.use]
+        own = [*((w, layer) for w, layer, _ in used), (f"{where}, row {key}", row.parameters)]
+        varied[key] = [layer for _, layer in own]
+        stand_ins = [label for *_, label in used if label]
+        rows.append(_row(key, row, layers.validate([*common, *own, line]), stand_ins, experiment))
+    _refuse_varied(given, varied, name)
+    return base, rows
+
+
+def _row(key: str, row: RowSpec, merged: Settings, stand_ins: list[str], experiment: Experiment) -> Row:
+    label = row.label + (f" ({'; '.join(stand_ins)})" if stand_ins else "")
+    stages = experiment.runs if row.runs is None else row.runs
+    return Row(key, label, merged, stages, row.trained, row.iterations, row.published)
+
+
+def _refuse_varied(given: tuple[str, ...], varied: dict[str, list[dict[str, Any]]], experiment: str) -> None:
+    """SaoError if the command line would lie over what rows of this experiment set themselves."""
+    for text in given:
+        path = text.partition("=")[0].split(".")
+        own = [name for name, parts in varied.items() if any(_sets(part, path) for part in parts)]
+        if own:
+            raise SaoError(
+                f"SET cannot change {'.'.join(path)} in {experiment}: it is what the row(s) {', '.join(own)} set "
+                f"themselves. Change params/experiments/{experiment}.yaml, or copy it under another name."
+            )
+
+
+def _sets(layer: Any, path: list[str]) -> bool:
+    """Whether a layer sets the parameter at `path`, a part of it, or the whole that it is part of."""
+    for part in path:
+        if not isinstance(layer, dict):
+            return True
+        if part not in layer:
+            return False
+        layer = layer[part]
+    return True
+
+
+def _preset(base: Settings, name: str, where: str) -> tuple[dict[str, Any], str | None]:
+    preset = base.presets.get(name)
+    if preset is None:
+        known = ", ".join(sorted(base.presets)) or "none"
+        raise SaoError(f"{where} uses the preset '{name}', which this profile does not have; there are: {known}.")
+    if preset.unless_env and os.environ.get(preset.unless_env):
+        return preset.instead, None
+    return preset.settings, preset.label
+
+
+def _check(run: Planned) -> None:
+    """Before anything expensive: can the run's models be had, are its keys and hub files there?"""
+    for model in models_of(run):
+        if model.startswith("openai/"):
+            require_key(model)
+        _model_there(model)
+    for source in run.spec["files"]:
+        if source.startswith("hub:"):
+            _source_there(source)
+
+
+@cache
+def _model_there(model: str) -> None:
+    models.check(model)
+
+
+@cache
+def _source_there(source: str) -> None:
+    sources.check(source)
+
+
+def fresh(plan: Plan, what: str) -> list[Planned]:
+    """The finished runs to be made again: `stale`, those that other code made and what reads them; or `all`."""
+    chosen: list[Planned] = []
+    for run in plan.runs[:-1]:
+        again = {other.folder for other in chosen}
+        if run.done and (what == "all" or changes(run) or again & set(run.inputs.values())):
+            chosen.append(run)
+    return chosen
+
+
+def set_aside(run: Planned, suffix: str) -> str:
+    """Rename a run's folder so that it is made anew; the new name. Replies that were paid for go with the new run."""
+    aside, count = run.path.with_name(f"{run.path.name}.{suffix}"), 1
+    while aside.exists():
+        count += 1
+        aside = run.path.with_name(f"{run.path.name}.{suffix}{count}")
+    run.path.rename(aside)
+    for paid in aside.glob(JOURNAL):
+        write_atomic(run.path / JOURNAL, paid.read_text())
+    return aside.name
+
+
+def replaced(run: Planned) -> None:
+    """Set a finished run aside to be made again; of an earlier time nothing is kept, and of this no model."""
+    shutil.rmtree(run.path.with_name(f"{run.path.name}.replaced"), ignore_errors=True)
+    shutil.rmtree(run.path.with_name(set_aside(run, "replaced")) / "model", ignore_errors=True)
+
+
+def write_specs(plan: Plan) -> None:
+    """Write spec.yaml into the folder of every run that is not done, and set damaged ones aside."""
+    for run in plan.runs:
+        try:
+            finished = load(run.path)
+        except SaoError as error:
+            name = set_aside(run, "damaged")
+            print(f"{error} The folder is kept as {name} and the run is done again.")
+            finished = None
+        if finished and run is plan.table and (identity(finished.spec) != identity(run.spec) or changes(run)):
+            (run.path / MANIFEST).unlink()  # rows, their runs or the code that draws have changed: seconds
+            finished = None
+        if not finished:
+            write_atomic(run.path / "spec.yaml", json.dumps(run.spec, indent=1, ensure_ascii=False) + "\n")
