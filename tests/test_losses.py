@@ -43,11 +43,26 @@ def test_simpo_in_the_ratio_convention_is_the_same_loss() -> None:
     )
 
 
-def test_orpo_by_hand() -> None:
-    p, q = math.exp(-0.5), math.exp(-1.0)
-    log_odds = math.log(p / (1 - p)) - math.log(q / (1 - q))
-    by_hand = 0.5 + 0.1 * math.log(1 + math.exp(-log_odds))
-    assert orpo_loss(t([-5.0]), t([-20.0]), t([10]), t([20]), 0.1).item() == pytest.approx(by_hand, abs=1e-5)
+# Mean log p of chosen and rejected: usual, far apart, and as sure as a collapsing model's
+ORPO = [(-0.5, -1.0), (-1.0, -0.5), (-4.0, -0.01), (-0.01, -30.0), (-1e-3, -1e-4), (-1e-6, -2.0), (-2.0, -1e-6)]
+
+
+@pytest.mark.parametrize(("w", "l"), ORPO)
+def test_orpo_is_equation_6(w: float, l: float) -> None:
+    log_odds = (w - math.log(-math.expm1(w))) - (l - math.log(-math.expm1(l)))
+    by_hand = -w + 0.1 * math.log1p(math.exp(-log_odds))
+    assert orpo_loss(t([10 * w]), t([20 * l]), t([10]), t([20]), 0.1).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize("sure", [-1e-8, -1e-12, 0.0, 1e-7])  # rounding can lift a log p above 0
+@pytest.mark.parametrize("other", [-1.0, -1e-8])
+def test_orpo_of_a_response_that_is_all_but_certain_has_a_gradient(sure: float, other: float) -> None:
+    for pair in ((sure, other), (other, sure)):
+        w, l = (t([value], requires_grad=True) for value in pair)
+        loss = orpo_loss(w, l, t([1]), t([1]), 0.1)
+        loss.backward()
+        assert torch.isfinite(torch.cat([loss, w.grad, l.grad])).all()
+        assert w.grad < 0 < l.grad  # a step still raises the chosen and lowers the rejected
 
 
 def test_a_loss_that_does_not_exist_names_those_that_do() -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sao_lib.settings import Train
 
+SUREST = -(2.0**-23)  # float32's spacing at 1: a log p is a difference of logits near 1 or more, and known no better
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -58,12 +60,22 @@ def orpo_loss(
     The likelihoods are length-normalised, log p = mean token log-probability. The paper's `lambda` is `weight`.
     TRL's trainer puts the prompt's tokens into the NLL too; the ORPO paper does not, and neither do we.
     """
-    import torch
     import torch.nn.functional as F
 
     w, l = chosen / chosen_tokens, rejected / rejected_tokens
-    log_odds = (w - l) - (torch.log1p(-torch.exp(w)) - torch.log1p(-torch.exp(l)))
+    log_odds = (w - l) - (_log_not(w) - _log_not(l))
     return -w - weight * F.logsigmoid(log_odds)
+
+
+def _log_not(logp: Tensor) -> Tensor:
+    """log(1 - p) of a log p in nats, with a finite gradient at every log p, also at 0, where p is 1.
+
+    1 - exp(log p) is 0 in float32 from -3e-8 on, its logarithm minus infinity and its gradient nan, which would reach
+    all weights: expm1 keeps the digits, and a log p above SUREST, which rounding may even lift above 0, counts as that.
+    """
+    import torch
+
+    return torch.log(-torch.expm1(logp.clamp(max=SUREST)))
 
 
 LOSSES: dict[str, Loss] = {
