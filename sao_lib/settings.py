@@ -114,7 +114,7 @@ class Judge(Strict):
 class Train(Strict):
     data: str | None = Field(default=None, description="an external preference set instead of a judge's")
     pairs: int | None = Field(default=None, ge=1, description="size of the training set; null: all there are")
-    loss: Literal["simpo", "dpo", "orpo"]
+    loss: str = Field(description="an entry of sao_lib.method.losses.LOSSES")
     beta: float = Field(gt=0)
     gamma: float = Field(default=0, ge=0)
     learning_rate: float = Field(gt=0)

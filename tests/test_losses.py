@@ -1,6 +1,8 @@
 """Our losses against hand-computed values and against TRL's own trainers, in fp32."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sao_lib.engines.models import resolve
-from sao_lib.method.losses import dpo_loss, orpo_loss, simpo_loss
+from sao_lib.errors import SaoError
+from sao_lib.method.losses import LOSSES, loss_named, orpo_loss, simpo_loss
 from sao_lib.method.trainer import PreferenceTrainer, completion_logps, held_out_margins
 from sao_lib.settings import Train
 
@@ -40,16 +43,37 @@ def test_simpo_in_the_ratio_convention_is_the_same_loss() -> None:
     )
 
 
-def test_dpo_by_hand() -> None:
-    loss = dpo_loss(t([-10.0]), t([-12.0]), t([-11.0]), t([-11.0]), 0.1)
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.1 * 2)), abs=1e-6)
+# Mean log p of chosen and rejected: usual, far apart, and as sure as a collapsing model's
+ORPO = [(-0.5, -1.0), (-1.0, -0.5), (-4.0, -0.01), (-0.01, -30.0), (-1e-3, -1e-4), (-1e-6, -2.0), (-2.0, -1e-6)]
 
 
-def test_orpo_by_hand() -> None:
-    p, q = math.exp(-0.5), math.exp(-1.0)
-    log_odds = math.log(p / (1 - p)) - math.log(q / (1 - q))
-    by_hand = 0.5 + 0.1 * math.log(1 + math.exp(-log_odds))
-    assert orpo_loss(t([-5.0]), t([-20.0]), t([10]), t([20]), 0.1).item() == pytest.approx(by_hand, abs=1e-5)
+@pytest.mark.parametrize(("w", "l"), ORPO)
+def test_orpo_is_equation_6(w: float, l: float) -> None:
+    log_odds = (w - math.log(-math.expm1(w))) - (l - math.log(-math.expm1(l)))
+    by_hand = -w + 0.1 * math.log1p(math.exp(-log_odds))
+    assert orpo_loss(t([10 * w]), t([20 * l]), t([10]), t([20]), 0.1).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize("sure", [-1e-8, -1e-12, 0.0, 1e-7])  # rounding can lift a log p above 0
+@pytest.mark.parametrize("other", [-1.0, -1e-8])
+def test_orpo_of_a_response_that_is_all_but_certain_has_a_gradient(sure: float, other: float) -> None:
+    for pair in ((sure, other), (other, sure)):
+        w, l = (t([value], requires_grad=True) for value in pair)
+        loss = orpo_loss(w, l, t([1]), t([1]), 0.1)
+        loss.backward()
+        assert torch.isfinite(torch.cat([loss, w.grad, l.grad])).all()
+        assert w.grad < 0 < l.grad  # a step still raises the chosen and lowers the rejected
+
+
+def test_a_loss_that_does_not_exist_names_those_that_do() -> None:
+    assert loss_named("orpo") is LOSSES["orpo"]
+    with pytest.raises(SaoError, match="no loss 'spin'; there are: dpo, orpo, simpo"):
+        loss_named("spin")
+
+
+def test_a_plan_reads_the_losses_without_torch() -> None:
+    code = "import sys; from sao_lib.method.losses import LOSSES; assert LOSSES and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def tiny() -> LlamaForCausalLM:
@@ -154,11 +178,18 @@ def test_simpo_trainer_agrees_with_trls(tmp_path: Path) -> None:
     assert loss.item() == pytest.approx(losses.mean().item(), abs=1e-5)
 
 
-def test_dpo_trainer_starts_at_log_2(tmp_path: Path) -> None:
-    """Before the first step policy and reference are the same model."""
-    ours = trainer_for("dpo", tmp_path)
+def test_dpo_trainer_is_dpos_equation_7(tmp_path: Path) -> None:
+    """TRL computes it: log 2 while policy and reference are one model, then Rafailov et al. 2023, eq. 7, by hand."""
+    ours = trainer_for("dpo", tmp_path, epochs=3)
+    reference = by_hand(ours)[0].detach()
+    ours.train()
+    logged = [row["loss"] for row in ours.state.log_history if "loss" in row]
+    assert logged[0] == pytest.approx(math.log(2), abs=1e-5)
+    (w, l), (ref_w, ref_l) = by_hand(ours)[0].detach().chunk(2), reference.chunk(2)
+    expected = -torch.nn.functional.logsigmoid(0.1 * ((w - ref_w) - (l - ref_l))).mean().item()
+    assert abs(expected - math.log(2)) > 0.05, "the model must have moved, or nothing is shown"
     batch = ours.data_collator([ours.train_dataset[i] for i in range(2)])
-    assert ours._compute_loss(ours.model, batch, False).item() == pytest.approx(math.log(2), abs=1e-5)
+    assert ours._compute_loss(ours.model, batch, False).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["simpo", "dpo", "orpo"])

@@ -1,10 +1,10 @@
 """The training process: `accelerate launch -m sao_lib.method.trainer RUN_FOLDER`.
 
 TRL's DPOTrainer does the work (batches, optimiser, checkpoints, DeepSpeed). We give it our own token ids,
-because its tokenisation adds end-of-sequence tokens, and our own losses where TRL has none that is stable:
-SimPO and ORPO live in trl.experimental. The tests hold SimPO against
-TRL's and ORPO against hand-computed values. It leans on private names of
-TRL 1.16 (`_prepare_dataset`, `_compute_loss`, `_metrics`), which is why TRL is pinned exactly.
+because its tokenisation adds end-of-sequence tokens, and our own losses (sao_lib/method/losses.py) where TRL has none
+that is stable: SimPO and ORPO live in trl.experimental. The tests hold every loss against hand-computed values, SimPO
+against TRL's too, and ten steps with each against a stored curve. It leans on private names of TRL 1.16
+(`_prepare_dataset`, `_compute_loss`, `_metrics`), which is why TRL is pinned exactly.
 """
 
 import json
@@ -23,7 +23,7 @@ from trl.distributed import DistributedBackend
 
 from sao_lib.engines.models import attention_for, resolve
 from sao_lib.method.callbacks import Curves, Samples
-from sao_lib.method.losses import orpo_loss, simpo_loss, simpo_reward
+from sao_lib.method.losses import loss_named, simpo_reward
 from sao_lib.runs import Run, read_rows, write_atomic
 from sao_lib.settings import ROOT, Train
 
@@ -49,17 +49,17 @@ def completion_logps(model: Any, batch: dict[str, Tensor], fused: bool | None = 
 
 
 class PreferenceTrainer(DPOTrainer):
-    """SimPO, ORPO or DPO on rows of token ids."""
+    """Trains with one of `losses.LOSSES` on rows of token ids."""
 
     def __init__(self, *args: Any, preference: Train, **kwargs: Any) -> None:
-        self.preference = preference
+        self.preference, self.loss = preference, loss_named(preference.loss)
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
-        if self.preference.loss == "dpo":
+        if self.loss.needs_reference:
             return super()._precompute_ref_logps(dataset, *args)
         return dataset.map(lambda _: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})  # no reference model
 
@@ -70,17 +70,13 @@ class PreferenceTrainer(DPOTrainer):
         return super()._prepare_input(data)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
-        if self.preference.loss == "dpo":
+        if self.loss.per_pair is None:
             return super()._compute_loss(model, inputs, return_outputs)
         logp, tokens = completion_logps(model, inputs)
         (w, l), (n_w, n_l) = logp.chunk(2), tokens.chunk(2)
         beta = self.preference.beta
-        if self.preference.loss == "simpo":
-            loss = simpo_loss(w, l, n_w, n_l, beta, self.preference.gamma)
-        else:
-            loss = orpo_loss(w, l, n_w, n_l, beta)
         self._record(simpo_reward(w, n_w, beta).detach(), simpo_reward(l, n_l, beta).detach())
-        return loss.mean()
+        return self.loss.per_pair(w, l, n_w, n_l, self.preference).mean()
 
     def _record(self, chosen: Tensor, rejected: Tensor) -> None:
         model: Any = self.model

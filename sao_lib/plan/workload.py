@@ -11,6 +11,7 @@ from typing import Any
 
 from sao_lib.evaluate.instruments import simple_parts
 from sao_lib.method.feedback import SOURCES
+from sao_lib.method.losses import LOSSES
 from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.plan.chain import Planned
@@ -144,7 +145,7 @@ def _train(p: Params, run: Planned, known: Runs) -> list[Ask]:
     per_pair = 2 * (_turn(policy) + sequence)
     effort = 4 / 3 if t["gradient_checkpointing"] else 1  # the forward pass is done twice
     trained = kept * t["epochs"] * per_pair
-    reference = kept * per_pair if t["loss"] == "dpo" else 0
+    reference = kept * per_pair if LOSSES[t["loss"]].needs_reference else 0
     steps = kept * t["epochs"] / t["global_batch"]
     sampled = (2 + (steps // t["sample_every"] if t["sample_every"] else 0)) * t["sample_tokens"]
     read = t["held_out"] * per_pair + reference
