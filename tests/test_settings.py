@@ -42,6 +42,14 @@ def test_impossible_batch_split_is_refused_before_anything_runs() -> None:
     assert "multiple of 4" in text
 
 
+@pytest.mark.parametrize("key", ["engine", "judge.engine", "evaluate.judge_engine", "rating.engine"])
+def test_an_engine_that_needs_more_cards_than_there_are_is_refused(key: str) -> None:
+    asked = [f"{key}={{kind: vllm, tensor_parallel: 64, data_parallel: 1}}"]
+    with pytest.raises(SaoError) as caught:
+        plan.make("paper", "smoke", asked)
+    assert str(caught.value) == f"Impossible combination: {key} spreads over 64 GPUs, machine.gpus is 4."
+
+
 def test_assignment_without_a_value() -> None:
     assert "key.subkey=value" in explained("train.beta")
 

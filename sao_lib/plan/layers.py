@@ -70,7 +70,8 @@ def _explain(error: ValidationError, layers: list[Layer]) -> str:
         return f"Parameter '{key}' is missing in {where}."
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"Impossible combination in {where}, {key}: {message}."
+        place = f" in {where}, {key}" if key else ""  # of several sections: the message names them
+        return f"Impossible combination{place}: {message}."
     return f"Parameter '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
 
 
