@@ -22,6 +22,11 @@ def test_every_profile_is_valid() -> None:
         assert plan.make(file.stem, "table6").rows
 
 
+def test_every_profile_says_what_it_can_tell() -> None:
+    said = settings.read_yaml(settings.PARAMS / "shows.yaml")
+    assert set(said) == {file.stem for file in (settings.PARAMS / "profiles").glob("*.yaml")}
+
+
 def test_unknown_parameter_names_it_its_place_and_its_neighbours() -> None:
     text = explained("train.learning_rat=1e-5")
     assert "train.learning_rat" in text
