@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from sao_lib import hub
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, in_one_line
 from sao_lib.runs import file_digest
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
@@ -165,9 +165,8 @@ def _hub(name: str, dry_run: bool = False) -> Path:
     try:
         found = snapshot_download(repo, revision=revision, allow_patterns=["config.json"] if dry_run else patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SaoError(
             f"The model {name} cannot be had: it is neither embedded nor a local folder, and the hub says: "
-            f"{reason} Check the name and revision, the network and HF_TOKEN, or give a local folder."
+            f"{in_one_line(error)} Check the name and revision, the network and HF_TOKEN, or give a local folder."
         ) from None
     return Path(found)
