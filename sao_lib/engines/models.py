@@ -19,27 +19,19 @@ CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
 def resolve(name: str) -> Path:
     """The folder holding `name`'s weights, config and tokenizer.
 
-    `embedded/...` is taken from a package and converted once; an existing folder is used as it is;
-    anything else is `org/name@revision` on the hub. Raises SaoError when it cannot be had.
+    `embedded/...` is taken from a package and converted once; an existing folder, absolute or from the repository's
+    root, is used as it is; anything else is `org/name@revision` on the hub. Raises SaoError when it cannot be had.
     """
     if name.startswith("embedded/"):
         return _embedded(name)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
-        return Path(name)
-    if name.startswith((".", "/")):
-        raise SaoError(f"The model folder {name} does not exist.")
-    return _hub(name)
+    return _local(name) or _hub(name)
 
 
 def check(name: str) -> None:
     """Raise SaoError unless `name` can be had, without loading or downloading it."""
     if name.startswith("embedded/"):
         _source(name, _entry(name))
-    elif not name.startswith("openai/") and not Path(name).is_dir():
-        if name.startswith((".", "/")):
-            raise SaoError(f"The model folder {name} does not exist.")
+    elif not name.startswith("openai/") and not _local(name):
         _hub(name, dry_run=True)
 
 
@@ -75,6 +67,21 @@ def end_ids(model: Any) -> set[int]:
     """Ids of the tokens that end a transformers model's answer: of its turn, and of the sequence."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends])
+
+
+def _local(name: str) -> Path | None:
+    """The folder `name`, from the repository's root as data files are, or None if it can only be a hub model.
+
+    Raises SaoError for a folder without a model, and for a missing one that is written as a path.
+    """
+    folder = ROOT / name
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
+        return folder
+    if name.startswith((".", "/")):
+        raise SaoError(f"The model folder {name} does not exist.")
+    return None
 
 
 def _entry(name: str) -> dict[str, Any]:
