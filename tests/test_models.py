@@ -36,6 +36,18 @@ def test_a_relative_folder_is_the_repositorys_wherever_the_command_is_given(
         models.check("./here")
 
 
+def test_a_check_fetches_a_hub_models_config_and_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def fake_download(repo: str, **options: object) -> str:
+        asked.append((repo, options["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+    models.check("org/name@main")
+    assert asked == [("org/name", ["config.json"])]
+
+
 def test_what_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, said in (

@@ -28,7 +28,10 @@ def resolve(name: str) -> Path:
 
 
 def check(name: str) -> None:
-    """Raise SaoError unless `name` can be had, without loading or downloading it."""
+    """Raise SaoError unless `name` can be had, without loading it or fetching its weights.
+
+    Of a hub model config.json is fetched: that the hub lists a gated model does not say that it may be read.
+    """
     if name.startswith("embedded/"):
         _source(name, _entry(name))
     elif not name.startswith("openai/") and not _local(name):
