@@ -272,6 +272,7 @@ class Settings(Strict):
     def _cards(self) -> "Settings":
         engines = {
             "engine": self.engine,
+            "judge.engine": self.judge.engine,
             "evaluate.judge_engine": self.evaluate.judge_engine,
             "rating.engine": self.rating.engine,
         }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib import hub
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, in_one_line
 from sao_lib.runs import read_rows
 from sao_lib.settings import ROOT
 
@@ -25,8 +25,7 @@ def fetch(source: str) -> Path:
     try:
         return Path(hf_hub_download(found.repo, found.file, repo_type="dataset", revision=found.revision))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise SaoError(f"{source} cannot be fetched from the hub: {reason}") from None
+        raise SaoError(f"{source} cannot be fetched from the hub: {in_one_line(error)}") from None
 
 
 def check(source: str) -> None:
@@ -40,7 +39,7 @@ def check(source: str) -> None:
     try:
         there = hub.cached(found) or file_exists(found.repo, found.file, repo_type="dataset", revision=found.revision)
     except Exception as error:
-        raise SaoError(f"{source} cannot be had; the hub says: {str(error).strip().splitlines()[0][:160]}") from None
+        raise SaoError(f"{source} cannot be had; the hub says: {in_one_line(error)}") from None
     if not there:
         raise SaoError(f"{source} is not on the hub; check its name, revision and HF_TOKEN.")
 

@@ -20,6 +20,34 @@ def test_a_local_folder_is_used_as_it_is() -> None:
     assert models.resolve(str(folder)) == folder
 
 
+def test_a_relative_folder_is_the_repositorys_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("repository/trained/mine", "elsewhere/trained/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    monkeypatch.setattr(models, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("trained/mine", "./trained/mine"):
+        assert models.resolve(name) == tmp_path / "repository" / "trained" / "mine"
+        models.check(name)
+    (tmp_path / "elsewhere" / "here").mkdir()
+    with pytest.raises(SaoError, match=r"The model folder \./here does not exist"):
+        models.check("./here")
+
+
+def test_a_check_fetches_a_hub_models_config_and_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def fake_download(repo: str, **options: object) -> str:
+        asked.append((repo, options["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+    models.check("org/name@main")
+    assert asked == [("org/name", ["config.json"])]
+
+
 def test_what_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, said in (
@@ -30,6 +58,8 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(SaoError, match=said) as caught:
             models.resolve(name)
+        with pytest.raises(SaoError, match=said):
+            models.check(name)
         assert "\n" not in str(caught.value)
 
 

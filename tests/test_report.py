@@ -154,6 +154,19 @@ def test_the_page_shows_what_has_finished_and_where_the_paper_disagrees_with_its
     assert "39.25; 39.30" in text
 
 
+def test_latex_escapes_what_tex_reads_as_commands_and_wraps_long_texts() -> None:
+    answer = "x^2 & 50% ~ a_b <tag> \\frac{1}{2} {x} # $ | " + "and so on " * 6
+    lines = table.latex([["SE", "SE", "Answer"], ["[1] **a**", "2", answer], ["* b", "3", "short"]]).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrp{0.70\linewidth}}"
+    assert lines[1:4] == [r"\toprule", r"SE & SE & Answer \\", r"\midrule"]
+    first, second = lines[4:6]
+    assert first.startswith("{[}1] **a** & 2 & ")  # a bare [ or * after \\ or \midrule would be its argument
+    assert second.startswith("{*} b & 3 & ")
+    for escaped in (r"\textasciicircum 2", r"\& 50\%", r"\textasciitilde ", r"a\_b", r"\textless{}tag\textgreater{}",
+                    r"\textbackslash frac\{1\}\{2\} \{x\} \# \$ \textbar{}"):  # fmt: skip
+        assert escaped in first
+
+
 def test_an_unknown_column_lists_what_there_is() -> None:
     with pytest.raises(SaoError, match="no column 'wrr'; there are: lc"):
         column("wrr")

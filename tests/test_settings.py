@@ -22,6 +22,11 @@ def test_every_profile_is_valid() -> None:
         assert plan.make(file.stem, "table6").rows
 
 
+def test_every_profile_says_what_it_can_tell() -> None:
+    said = settings.read_yaml(settings.PARAMS / "shows.yaml")
+    assert set(said) == {file.stem for file in (settings.PARAMS / "profiles").glob("*.yaml")}
+
+
 def test_unknown_parameter_names_it_its_place_and_its_neighbours() -> None:
     text = explained("train.learning_rat=1e-5")
     assert "train.learning_rat" in text
@@ -40,6 +45,14 @@ def test_impossible_batch_split_is_refused_before_anything_runs() -> None:
     text = explained("train.global_batch=6", "train.micro_batch=4")
     assert "global_batch 6" in text
     assert "multiple of 4" in text
+
+
+@pytest.mark.parametrize("key", ["engine", "judge.engine", "evaluate.judge_engine", "rating.engine"])
+def test_an_engine_that_needs_more_cards_than_there_are_is_refused(key: str) -> None:
+    asked = [f"{key}={{kind: vllm, tensor_parallel: 64, data_parallel: 1}}"]
+    with pytest.raises(SaoError) as caught:
+        plan.make("paper", "smoke", asked)
+    assert str(caught.value) == f"Impossible combination: {key} spreads over 64 GPUs, machine.gpus is 4."
 
 
 def test_assignment_without_a_value() -> None:

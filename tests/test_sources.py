@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sao_lib import hub, sources
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, in_one_line
 from sao_lib.evaluate import alpaca_eval
 from sao_lib.method import synthesize, train
 from sao_lib.plan import layers
@@ -88,6 +88,25 @@ def test_a_file_that_is_no_list_of_rows_is_one_sentence(tmp_path: Path) -> None:
         sources.load_rows(str(tmp_path / "b.json"))
     with pytest.raises(SaoError, match="does not exist"):
         sources.check(str(tmp_path / "c.json"))
+
+
+def test_a_hub_that_fails_without_a_word_is_named_by_the_kind_of_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(hub, "cached", lambda name: None)
+    for name in ("file_exists", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, fail)
+    for ask in (sources.check, sources.fetch):
+        with pytest.raises(SaoError, match=r"hub(:| says:) TimeoutError$"):
+            ask("hub:org/set@main/file.json")
+
+
+def test_only_the_first_line_of_a_failure_is_said() -> None:
+    assert in_one_line(ValueError("\n no such thing \nTraceback")) == "no such thing"
+    assert len(in_one_line(ValueError("x" * 400))) == 160
 
 
 def test_hub_files_are_named_with_their_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from sao_lib import hub
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, in_one_line
 from sao_lib.runs import file_digest
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
@@ -19,27 +19,22 @@ CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
 def resolve(name: str) -> Path:
     """The folder holding `name`'s weights, config and tokenizer.
 
-    `embedded/...` is taken from a package and converted once; an existing folder is used as it is;
-    anything else is `org/name@revision` on the hub. Raises SaoError when it cannot be had.
+    `embedded/...` is taken from a package and converted once; an existing folder, absolute or from the repository's
+    root, is used as it is; anything else is `org/name@revision` on the hub. Raises SaoError when it cannot be had.
     """
     if name.startswith("embedded/"):
         return _embedded(name)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
-        return Path(name)
-    if name.startswith((".", "/")):
-        raise SaoError(f"The model folder {name} does not exist.")
-    return _hub(name)
+    return _local(name) or _hub(name)
 
 
 def check(name: str) -> None:
-    """Raise SaoError unless `name` can be had, without loading or downloading it."""
+    """Raise SaoError unless `name` can be had, without loading it or fetching its weights.
+
+    Of a hub model config.json is fetched: that the hub lists a gated model does not say that it may be read.
+    """
     if name.startswith("embedded/"):
         _source(name, _entry(name))
-    elif not name.startswith("openai/") and not Path(name).is_dir():
-        if name.startswith((".", "/")):
-            raise SaoError(f"The model folder {name} does not exist.")
+    elif not name.startswith("openai/") and not _local(name):
         _hub(name, dry_run=True)
 
 
@@ -75,6 +70,21 @@ def end_ids(model: Any) -> set[int]:
     """Ids of the tokens that end a transformers model's answer: of its turn, and of the sequence."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends])
+
+
+def _local(name: str) -> Path | None:
+    """The folder `name`, from the repository's root as data files are, or None if it can only be a hub model.
+
+    Raises SaoError for a folder without a model, and for a missing one that is written as a path.
+    """
+    folder = ROOT / name
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
+        return folder
+    if name.startswith((".", "/")):
+        raise SaoError(f"The model folder {name} does not exist.")
+    return None
 
 
 def _entry(name: str) -> dict[str, Any]:
@@ -165,9 +175,8 @@ def _hub(name: str, dry_run: bool = False) -> Path:
     try:
         found = snapshot_download(repo, revision=revision, allow_patterns=["config.json"] if dry_run else patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SaoError(
             f"The model {name} cannot be had: it is neither embedded nor a local folder, and the hub says: "
-            f"{reason} Check the name and revision, the network and HF_TOKEN, or give a local folder."
+            f"{in_one_line(error)} Check the name and revision, the network and HF_TOKEN, or give a local folder."
         ) from None
     return Path(found)

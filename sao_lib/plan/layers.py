@@ -89,7 +89,10 @@ def explain(
     if first["type"] == "missing":
         return f"{what.capitalize()} '{key}' is missing in {where}."
     if first["type"] == "value_error":
-        return f"Impossible combination in {where}{', ' + key if key else ''}: {message}."
+        place = (
+            f" in {where}{', ' + key if key else ''}" if key or model is not Settings else ""
+        )  # else it names sections
+        return f"Impossible combination{place}: {message}."
     return f"{what.capitalize()} '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.rows import TableRows, experiment_of
 from sao_lib.runs import OUTPUTS, Run, ancestry, outdated, write_atomic
 from sao_lib.settings import PARAMS, read_yaml
+
+LONG = 60  # characters of a cell that a LaTeX table wraps
 
 
 def formatted(run: Run, rows: TableRows) -> list[list[str]]:
@@ -128,11 +131,24 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def latex(table: list[list[str]]) -> str:
-    """A list of rows, header first, as a LaTeX tabular (booktabs)."""
-    escape = str.maketrans({**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}"})
-    head, *body = [[" ".join(cell.translate(escape).split()) for cell in row] for row in table]
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 2)}l}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
-    return "\n".join([*lines, *(" & ".join(row) + r" \\" for row in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
+    """A list of rows, header first, as a LaTeX tabular (booktabs, T1); long texts stand in paragraphs that wrap."""
+    import pandas as pd
+
+    head, *body = [[" ".join(cell.split()) for cell in row] for row in table]
+    frame = pd.DataFrame(body, columns=head)
+    text = frame.to_latex(escape=True, index=False, column_format=_column_format(head, body))
+    for sign, name in {"<": "less", ">": "greater", "|": "bar"}.items():  # pandas leaves them, and OT1 prints others
+        text = text.replace(sign, rf"\text{name}{{}}")
+    return re.sub(r"^([\[*])", r"{\1}", text, flags=re.MULTILINE)  # after \\ or \midrule it would be their argument
+
+
+def _column_format(head: list[str], body: list[list[str]]) -> str:
+    """Column types: p for long texts, which share 0.7 of the line; else l for the first and the last, r between."""
+    columns = list(zip(head, *body, strict=True))
+    long = [any(len(cell) > LONG for cell in column) for column in columns]
+    kinds = ["l", *("r" * (len(head) - 2)), "l"]
+    paragraph = rf"p{{{0.7 / max(1, sum(long)):.2f}\linewidth}}"
+    return "".join(paragraph if wraps else kind for wraps, kind in zip(long, kinds, strict=True))
 
 
 def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -> None:
