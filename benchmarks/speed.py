@@ -182,7 +182,7 @@ def part(*words: str, **environment: str) -> str:
 
 def specs() -> None:
     """Write the specs of the smallest table's runs and print their folders."""
-    made = plan.make("cpu", TABLE, SMALLEST, verify=True)
+    made = plan.make("cpu", TABLE, SMALLEST)
     plan.write_specs(made)
     print("\n".join(str(run.path) for run in made.runs))
 

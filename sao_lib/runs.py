@@ -285,6 +285,11 @@ def ancestry(folders: Iterable[str]) -> list[str]:
     return found
 
 
+def outdated_behind(folders: Iterable[str]) -> dict[str, list[str]]:
+    """The runs in `folders` and behind them that were made by other code or from other input, with what has changed."""
+    return {folder: why for folder in ancestry(folders) if (why := outdated(OUTPUTS / folder))}
+
+
 def load(folder: Path) -> Run | None:
     """The finished run in `folder`, None if it has not finished.
 

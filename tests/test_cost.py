@@ -11,6 +11,7 @@ from sao_lib.launch import reproduce
 from sao_lib.plan import chain, cost
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
+from sao_lib.plan.experiment import experiments
 from sao_lib.plan.workload import asks, rates
 
 MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "main_path.json").read_text())
@@ -26,9 +27,9 @@ def of_stage(runs: dict[str, Planned], stage: str, name: str = "") -> Planned:
 
 
 def api_runs(monkeypatch: pytest.MonkeyPatch, outputs: Path, *assignments: str) -> list[Planned]:
-    """The smoke experiment's runs with GPT-4o as every judge, none of them done."""
+    """Table 13's runs with GPT-4o as judge, none of them done."""
     monkeypatch.setattr(chain, "OUTPUTS", outputs)
-    return list(planned("cpu", "smoke", *API_JUDGE, "judge.source=llm", *assignments).values())
+    return list(planned("cpu", "table13", *API_JUDGE, *assignments).values())
 
 
 def test_a_judge_by_hand() -> None:
@@ -74,7 +75,7 @@ def measured_experiments() -> tuple[str, list[str]]:
     """The command whose stages benchmarks/main_path.json holds, and its experiments."""
     command = next(key for key in MEASURED if key.startswith("reproduce-"))
     name = command.removeprefix("reproduce-")
-    return command, plan.experiments() if name == "all" else [name]
+    return command, experiments() if name == "all" else [name]
 
 
 def predicted(runs: dict[str, Planned]) -> dict[str, float]:
@@ -104,7 +105,7 @@ def test_the_prediction_of_table6_on_cpu_is_near_what_it_took() -> None:
 
 def test_everything_can_be_priced_on_every_profile() -> None:
     for profile in ("cpu", "gpu", "paper"):
-        for name in plan.experiments():
+        for name in experiments():
             runs = planned(profile, name)
             for device in cost.devices_of(profile):
                 total = sum((cost.estimate(run, runs, device) for run in runs.values()), cost.Cost())
@@ -167,7 +168,7 @@ def test_reproduce_asks_the_cap_first(tmp_path: Path, monkeypatch: pytest.Monkey
     started: list[object] = []
     monkeypatch.setattr(reproduce, "_snakemake", lambda *given: started.append(given))
     with pytest.raises(SaoError, match="Nothing was started"):
-        reproduce.reproduce("cpu", ["smoke"], [*API_JUDGE, "judge.source=llm", "engine.max_usd=0"])
+        reproduce.reproduce("cpu", ["table13"], [*API_JUDGE, "engine.max_usd=0"])
     assert not started
 
 
@@ -180,7 +181,7 @@ def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert "No estimate: params/rates.yaml has no speed of some/model on cpu-core" in shown
     assert "to do" in shown
-    runs = planned("cpu", "smoke", *API_JUDGE, "judge.source=llm", "judge.model=openai/gpt-9")
+    runs = planned("cpu", "table13", *API_JUDGE, "judge.model=openai/gpt-9")
     with pytest.raises(SaoError, match="lists no price for openai/gpt-9"):
         cost.check_cap(list(runs.values()))
     with pytest.raises(SaoError, match="lists no price for 'gpt-9'"):

@@ -10,6 +10,7 @@ from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
 from sao_lib.evaluate.instruments import calibrate, combine, official_prompt, simple_parts
 from sao_lib.method.labelled import labelled_pairs
+from sao_lib.plan.experiment import Claim
 from sao_lib.report import claims
 from sao_lib.settings import ROOT, Settings
 
@@ -121,10 +122,12 @@ def test_claims_are_supported_not_supported_or_undecided() -> None:
         "b": row_with([50] * 20, [1.0] * 20),
         "c": row_with([10, 50] * 10, [1.0, 2.0] * 10),
     }
-    assert claims.claim_verdict("a.wr > b.wr", rows)["verdict"] == "supported"
-    assert claims.claim_verdict("b.wr > a.wr", rows)["verdict"] == "not supported"
-    assert claims.claim_verdict("c.wr > c.wr", rows)["verdict"] == "undecided"
-    assert claims.claim_verdict("b.length > a.length", rows)["mean"] == 40
-    assert claims.claim_verdict("a.wr > d.wr", {**rows, "d": []})["verdict"] == "not run"
-    with pytest.raises(SaoError, match=r"row\.metric > row\.metric"):
-        claims.claim_verdict("a.wr < d.wr", rows)
+
+    def verdict(holds: str) -> dict[str, Any]:
+        return claims.claim_verdict(Claim(sentence="It is so.", holds=holds), {**rows, "d": []})
+
+    assert verdict("a.wr > b.wr")["verdict"] == "supported"
+    assert verdict("b.wr > a.wr")["verdict"] == "not supported"
+    assert verdict("c.wr > c.wr")["verdict"] == "undecided"
+    assert verdict("b.length > a.length")["mean"] == 40
+    assert verdict("a.wr > d.wr")["verdict"] == "not run"

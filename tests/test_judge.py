@@ -8,9 +8,10 @@ import pytest
 from sao_lib.engines.chat import Chat, fill
 from sao_lib.engines.models import resolve
 from sao_lib.method import judge
+from sao_lib.method.feedback import open_source
 from sao_lib.method.labelled import FAULTS, labelled_pairs
 from sao_lib.runs import Run
-from sao_lib.settings import PARAMS, Settings, read_yaml
+from sao_lib.settings import PARAMS, Judge, Settings, read_yaml
 
 UGLY = [
     ("ranking: 1 > 2", 1),
@@ -79,14 +80,18 @@ def row(one: str, two: str, number: int = 0) -> dict[str, Any]:
     return {"id": f"p{number}", "prompt": "Why?", "responses": parts}
 
 
+def by(source: str, rows: Any, seed: int = 0) -> list[judge.Verdict]:
+    return open_source(Judge(source=source), None, None, seed, Path("unused.log")).verdicts(rows)
+
+
 def test_length_prefers_the_shorter_and_has_no_verdict_on_a_tie() -> None:
-    assert judge.heuristic_verdict("length", row("short", "much longer"), 0)["verdict"] == 1
-    assert judge.heuristic_verdict("length", row("same", "size"), 0)["verdict"] is None
+    assert by("length", [row("short", "much longer")])[0]["verdict"] == 1
+    assert by("length", [row("same", "size")])[0]["verdict"] is None
 
 
 def test_random_depends_on_the_row_alone_and_is_fair() -> None:
-    verdicts = [judge.heuristic_verdict("random", row("a", "b", n), 7)["verdict"] for n in range(400)]
-    assert verdicts == [judge.heuristic_verdict("random", row("a", "b", n), 7)["verdict"] for n in range(400)]
+    verdicts = [v["verdict"] for v in by("random", [row("a", "b", n) for n in range(400)], 7)]
+    assert verdicts == [v["verdict"] for v in by("random", [row("a", "b", n) for n in range(400)], 7)]
     assert 160 < verdicts.count(1) < 240
 
 
@@ -132,7 +137,7 @@ def test_ranking_resumes_at_a_whole_chunk(make_run: Any, tmp_path: Path) -> None
 
     def ranker(batch: Any) -> list[judge.Verdict]:
         asked.extend(r["id"] for r in batch)
-        return [judge.heuristic_verdict("length", r, 0) for r in batch]
+        return by("length", batch)
 
     first = judge.rank(run, rows, ranker, 4)
     path = tmp_path / "verdicts.jsonl"

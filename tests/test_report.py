@@ -13,6 +13,7 @@ from sao_lib.errors import SaoError
 from sao_lib.plan import chain
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
+from sao_lib.plan.experiment import experiments
 from sao_lib.report import figures, page, table
 from sao_lib.report.columns import METRICS, column
 from sao_lib.report.rows import experiment_of, table_rows
@@ -94,7 +95,7 @@ def finished(made: plan.Plan) -> Run:
     return Run(made.table.spec, made.table.path)
 
 
-@pytest.mark.parametrize("name", plan.experiments())
+@pytest.mark.parametrize("name", experiments())
 def test_every_table_and_figure_is_whole(name: str, outputs: Path) -> None:
     run = finished(plan.make("cpu", name))
     rows = table_rows(run)
@@ -105,10 +106,10 @@ def test_every_table_and_figure_is_whole(name: str, outputs: Path) -> None:
     experiment = experiment_of(run)
     head = " ".join(written[0])
     assert name in TEXTS or SE_OR_INTERVAL.search(head + written[1][-1] + " ".join(written[1])), head
-    if "columns" in experiment:
+    if experiment.columns:
         assert "Paper" in head
-        paper = [c for c in experiment["columns"] if c.startswith("paper.")]
-        assert any(row.paper.get(c.removeprefix("paper.")) is not None for row in rows.values() for c in paper)
+        paper = [c for c in experiment.columns if c.startswith("paper.")]
+        assert any(row.printed.get(c.removeprefix("paper.")) is not None for row in rows.values() for c in paper)
     said = table.caption(run, rows)
     assert f"`make reproduce-{name} PROFILE=cpu`" in said
     checked = table.claims(run, rows)
@@ -116,7 +117,7 @@ def test_every_table_and_figure_is_whole(name: str, outputs: Path) -> None:
     table.write_tables(run, rows, checked)
     assert (run.folder / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
     drawn = figures.draw(run, rows, run.folder / f"{name}.png")
-    assert (drawn is None) == ("figure" not in experiment)
+    assert (drawn is None) == (experiment.figure is None)
     assert drawn is None or (run.folder / f"{name}.png").stat().st_size > 10_000
 
 

@@ -16,6 +16,7 @@ from sao_lib.method import synthesize, train
 from sao_lib.plan import layers
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import models_of
+from sao_lib.plan.experiment import experiments
 from sao_lib.runs import Run
 from sao_lib.settings import Settings
 
@@ -119,7 +120,7 @@ def test_hub_files_are_named_with_their_revision(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("profile", ["gpu-small", "gpu", "paper"])
 def test_every_model_on_the_hub_that_a_profile_names_has_a_commit(profile: str) -> None:
-    runs = [run for name in plan.experiments() for run in plan.make(profile, name).runs]
+    runs = [run for name in experiments() for run in plan.make(profile, name).runs]
     names = {name for run in runs if run.spec["stage"] != "ablate" for name in models_of(run)}
     for repo, revision in map(hub.model, (name for name in names if not name.startswith(("embedded/", "openai/")))):
         assert re.fullmatch("[0-9a-f]{40}", str(revision)), repo

@@ -101,7 +101,7 @@ class Instruments:
 
 
 def open_judge(run: Run, settings: Evaluate, engine: Engine | None) -> Instruments:
-    """The evaluation judge of `settings`, else the untrained policy; `engine`, which has answered, is used or closed."""
+    """The evaluation judge of `settings`, else the untrained policy; `engine`, which answered, is used or closed."""
     policy, log = run.params["policy"], run.folder / "engine.log"
     model = settings.judge_model or policy["model"]
     asked = settings.judge_engine or EngineSettings.model_validate(run.params["engine"])

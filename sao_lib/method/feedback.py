@@ -48,7 +48,7 @@ class Source:
         return f"source: {cls.key} takes no model" if judge.model else None
 
     def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
-        """A verdict for each row {id, prompt, responses}; `both` overrides the orders that a language model is asked in."""
+        """A verdict for each row {id, prompt, responses}; `both` overrides the orders a language model is asked in."""
         return [verdict_of(self.margin(row)) for row in rows]
 
     def margin(self, row: Row) -> float:

@@ -25,7 +25,10 @@ LONGEST = 60  # characters of assignments in a folder's name
 
 @dataclass(frozen=True)
 class Plan:
-    """`runs` in an order in which they can be done, the table's own run last. `assignments` are the command line's."""
+    """`runs` in an order in which they can be done, the table's own run last.
+
+    `assignments` are those of the command line that decide results.
+    """
 
     profile: str
     experiment: str
@@ -47,8 +50,7 @@ class Plan:
 
 def make(profile: str, name: str, assignments: Iterable[str] = ()) -> Plan:
     """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters."""
-    given = tuple(assignments)
-    experiment = read(name)
+    experiment, given = read(name), tuple(assignments)
     base, rows = _rows(profile, name, experiment, given)
     built = []
     for row in rows:
@@ -57,7 +59,7 @@ def make(profile: str, name: str, assignments: Iterable[str] = ()) -> Plan:
             built.append(replace(row, runs=chain.runs, roles=chain.roles))
         except SaoError as reason:
             built.append(replace(row, skipped=row.skipped or str(reason)))
-    return joined(Plan(profile, name, base, built, [], given))
+    return joined(Plan(profile, name, base, built, [], tuple(filter(_decides, given))))
 
 
 def verified(plan: Plan) -> Plan:
@@ -100,6 +102,12 @@ def _table(plan: Plan, runs: list[Planned], inputs: dict[str, str]) -> Planned:
     files: list[str | None] = [f"params/experiments/{plan.experiment}.yaml", "params/paper.yaml", "params/shows.yaml"]
     name = plan.experiment + _variant(plan.assignments)
     return Planned(f"{plan.profile}/{name}", spec_of(plan.profile, "ablate", name, params, inputs, files))
+
+
+def _decides(assignment: str) -> bool:
+    """Whether a result can depend on it: what may be spent and how the machine is used make no other table."""
+    key = assignment.partition("=")[0]
+    return not key.startswith("machine") and not key.endswith("max_usd")
 
 
 def _variant(assignments: tuple[str, ...]) -> str:

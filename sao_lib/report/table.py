@@ -11,7 +11,7 @@ from sao_lib.report import texts
 from sao_lib.report.claims import claim_verdict, paper_verdict
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.rows import TableRows, experiment_of
-from sao_lib.runs import OUTPUTS, Run, ancestry, outdated, write_atomic
+from sao_lib.runs import Run, outdated_behind, write_atomic
 from sao_lib.settings import PARAMS, read_yaml
 
 LONG = 60  # characters of a cell that a LaTeX table wraps
@@ -48,7 +48,7 @@ def caption(run: Run, rows: TableRows) -> str:
 
 def _outdated(run: Run) -> list[str]:
     """Which of the runs behind this table other code made than this, as of now."""
-    found = {f: why for f in ancestry(run.spec["inputs"].values()) if (why := outdated(OUTPUTS / f))}
+    found = outdated_behind(run.spec["inputs"].values())
     if not found:
         return []
     parts = ", ".join(dict.fromkeys(part for why in found.values() for part in why))
