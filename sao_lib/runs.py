@@ -202,7 +202,7 @@ class Run:
         While `launch.execute` holds the run's lock it is left as run.pending.json, and becomes the manifest when the
         executed notebook is in its place.
         """
-        files = sorted(p for p in self.folder.rglob("*") if _is_result(p.relative_to(self.folder)))
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and _is_result(p.relative_to(self.folder)))
         named = {p.relative_to(self.folder).as_posix(): p for p in files}
         begun = self.folder / BEGUN
         manifest = {
