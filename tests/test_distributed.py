@@ -7,7 +7,6 @@ one bit for bit.
 
 import json
 import math
-import random
 import threading
 import time
 from contextlib import suppress
@@ -17,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig, LlamaForCausalLM
+from tiny_training import a_run, rows, saved
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from sao_lib.engines import models
-from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.method import train, trainer
 from sao_lib.method.losses import simpo_reward
@@ -35,51 +34,7 @@ ZERO3_FP32 = {"processes": 2, "deepspeed": "params/deepspeed_zero3_cpu.json"}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve("embedded/smollm2-135m-instruct")).save_pretrained(folder)
-    return folder
-
-
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """Pairs of random token ids of different lengths."""
-    draw = random.Random(seed)
-
-    def ids(least: int, most: int) -> list[int]:
-        return [draw.randrange(100, 2000) for _ in range(draw.randint(least, most))]
-
-    return [
-        {"id": str(n), "prompt_ids": ids(3, 9), "chosen_ids": [*ids(2, 12), 2], "rejected_ids": [*ids(2, 12), 2]}
-        for n in range(count)
-    ]
-
-
-def a_run(folder: Path, model: Path, **changes: Any) -> tuple[Run, Train]:
-    """A prepared training run of 8 steps in `folder`."""
-    settings = Train.model_validate(
-        {"loss": "simpo", "beta": 10, "gamma": 3, "learning_rate": 3e-3, "epochs": 2, "global_batch": 8,
-         "micro_batch": 1, "warmup": 0, "max_length": 64, "min_completion": 1, "held_out": 5, "samples": 2,
-         "sample_tokens": 8, "processes": 1, "save_dtype": "float32", **changes}
-    )  # fmt: skip
-    params = {"seed": 1, "policy": {"model": str(model)}, "train": settings.model_dump()}
-    spec = {"stage": "train", "name": "t", "profile": "cpu", "params": params, "inputs": {}, "files": {}}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.yaml").write_text(json.dumps(spec))
-    for name, part in (("train", rows(32, 0)), ("held_out", rows(5, 1))):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return Run(spec, folder), settings
+    return saved(tmp_path_factory.mktemp("tiny"))
 
 
 def trained(folder: Path, model: Path, **changes: Any) -> Run:

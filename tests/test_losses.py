@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_training import SMOL, tiny
+from transformers import AutoTokenizer
 
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
@@ -17,7 +18,6 @@ from sao_lib.method.losses import LOSSES, loss_named, orpo_loss, simpo_loss
 from sao_lib.method.trainer import PreferenceTrainer, completion_logps, held_out_margins
 from sao_lib.settings import Train
 
-SMOL = "embedded/smollm2-135m-instruct"
 t = torch.tensor
 
 # (log p chosen, log p rejected, tokens chosen, tokens rejected, beta, gamma, loss computed by hand)
@@ -74,19 +74,6 @@ def test_a_loss_that_does_not_exist_names_those_that_do() -> None:
 def test_a_plan_reads_the_losses_without_torch() -> None:
     code = "import sys; from sao_lib.method.losses import LOSSES; assert LOSSES and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def tiny() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=2,
-    )
-    return LlamaForCausalLM(config)
 
 
 PAIRS = [
