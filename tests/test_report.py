@@ -143,6 +143,14 @@ def test_a_row_that_cannot_run_is_named_with_its_reason_and_keeps_the_papers_num
     assert "not run" in [c["verdict"] for c in table.claims(run, rows)]
 
 
+def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "smoke"))
+    assert "84.0% (SE 5.0) of 50 labelled pairs" in table.caption(run, table_rows(run))
+    for path in outputs.rglob("run.json"):
+        path.write_text(path.read_text().replace('"pairs": 50, "se": 0.05', '"pairs": 5, "se": null'))
+    assert "84.0% (no SE from one question) of 5 labelled pairs" in table.caption(run, table_rows(run))
+
+
 def test_the_page_shows_what_has_finished_and_where_the_paper_disagrees_with_itself(outputs: Path) -> None:
     run = finished(plan.make("cpu", "table4"))
     rows = table_rows(run)
