@@ -1,6 +1,7 @@
 """Win rates by alpaca-eval against hand-computed values; test_length_control.py holds the real annotations."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def test_the_judge_that_agrees_most_is_chosen_and_measured_on_other_pairs() -> N
     assert found["agreement"]["perfect"] == 1
     assert 0.2 < found["agreement"]["blind"] < 0.8
     assert found["pairs"] == 20
+
+
+def test_five_spoilings_of_one_question_are_no_five_questions() -> None:
+    pairs = labelled_pairs(8, 0)
+
+    class FakeByQuestion(FakeInstruments):
+        """Right in all pairs of a question or in none; of the four questions held out, wrong in q08."""
+
+        def margins(self, name: str, triples: Any) -> list[float]:
+            right = super().margins("", triples)
+            return [-m if p["id"].startswith("q08") else m for m, p in zip(right, pairs, strict=True)]
+
+    found = calibrate(FakeByQuestion(pairs), ["perfect"], pairs)  # type: ignore[arg-type]
+    assert (found["agreement"]["perfect"], found["pairs"]) == (0.75, 20)
+    assert found["se"] == pytest.approx(statistics.stdev([1, 1, 1, 0]) / 4**0.5)
+    few = labelled_pairs(2, 0)  # one question to choose by, one to measure on: nothing to estimate a spread from
+    assert calibrate(FakeInstruments(few), ["perfect"], few)["se"] is None  # type: ignore[arg-type]
 
 
 def test_composite_instruments_add_scaled_margins() -> None:

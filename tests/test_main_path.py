@@ -71,6 +71,13 @@ def test_the_table_is_there_in_three_formats_with_its_figure(outputs: Path) -> N
     assert (folder / "smoke.png").stat().st_size > 10_000
 
 
+def test_the_first_notebook_writes_what_table_5_reads(outputs: Path) -> None:
+    made = next((outputs / "cpu" / "synthesize").glob("*/run.json"))
+    results = json.loads(made.read_text())["results"]
+    assert 0 < results["diversity"] < 1
+    assert all(0 <= results[key] < 1 for key in ("repetition", "near_duplicates"))
+
+
 def test_a_second_call_runs_nothing_and_prints_the_same_table(outputs: Path) -> None:
     before = started(outputs)
     again = run(outputs, "reproduce", "smoke")

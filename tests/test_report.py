@@ -10,6 +10,7 @@ import pytest
 
 from sao_lib import runs
 from sao_lib.errors import SaoError
+from sao_lib.method.rewards import Relevance
 from sao_lib.plan import chain
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
@@ -38,7 +39,8 @@ def fake_results(run: Planned) -> dict[str, Any]:
         for c in ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
     }
     by_stage: dict[str, dict[str, Any]] = {
-        "synthesize": {"usable": N, "personas": N, "pairs": N, "repetition": 0.1, "near_duplicates": 0.2},
+        "synthesize": {"usable": N, "personas": N, "pairs": N, "repetition": 0.1, "near_duplicates": 0.2,
+                       "diversity": 0.625},
         "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": {"agreement": 0.7, "flip": None}},
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
         "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
@@ -142,6 +144,22 @@ def test_a_row_that_cannot_run_is_named_with_its_reason_and_keeps_the_papers_num
     assert "not run" in line
     assert "Not run: Length-based feedback: The model x cannot be had." in table.caption(run, rows)
     assert "not run" in [c["verdict"] for c in table.claims(run, rows)]
+
+
+def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "smoke"))
+    assert "84.0% (SE 5.0) of 50 labelled pairs" in table.caption(run, table_rows(run))
+    for path in outputs.rglob("run.json"):
+        path.write_text(path.read_text().replace('"pairs": 50, "se": 0.05', '"pairs": 5, "se": null'))
+    assert "84.0% (no SE from one question) of 5 labelled pairs" in table.caption(run, table_rows(run))
+
+
+def test_diversity_is_read_from_the_run_and_no_model_is_opened(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Relevance, "__init__", lambda *_: pytest.fail("a table opened a model"))
+    run = finished(plan.make("cpu", "table5"))
+    head, *lines = table.formatted(run, table_rows(run))
+    assert [line[head.index("Embedding diversity")] for line in lines] == ["0.62"] * 3
+    assert not (run.folder / "engine.log").exists()
 
 
 def test_the_page_shows_what_has_finished_and_where_the_paper_disagrees_with_itself(outputs: Path) -> None:

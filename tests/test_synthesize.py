@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 from sao_lib.engines import seed_for
@@ -76,6 +77,13 @@ def test_near_duplicates_differ_in_a_few_words() -> None:
     other = one.replace("the relationship", "the growing relationship")
     assert synthesize.near_duplicates([one, other, "Why is the sky blue?"]) == pytest.approx(1 / 3)
     assert synthesize.repetition([one, other]) == 0
+
+
+def test_diversity_is_the_mean_distance_between_two_prompts() -> None:
+    vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    assert synthesize.diversity(vectors) == pytest.approx(1 - (0.0 + 0.6 + 0.8) / 3)
+    assert synthesize.diversity(np.array([[1.0, 0.0]] * 4)) == pytest.approx(0)
+    assert synthesize.diversity(vectors[:1]) == 0
 
 
 def test_the_most_repeated_prompts_are_counted_after_normalising() -> None:

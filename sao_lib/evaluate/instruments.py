@@ -24,6 +24,7 @@ import yaml
 from sao_lib.engines import Conversation, Engine, seed_for, switch_engine
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
+from sao_lib.evaluate.grading import clustered_se
 from sao_lib.method.judge import llm_verdicts
 from sao_lib.method.labelled import LabelledPair
 from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
@@ -141,14 +142,15 @@ def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[La
     """Measure candidates on labelled pairs and choose: {chosen, scale, agreement, choice_agreement, pairs, se}.
 
     The choice uses every other question; `agreement` is measured on the rest, so choosing does not flatter it.
-    A tie counts as wrong. `se` is the binomial standard error of the chosen one's agreement.
+    A tie counts as wrong. `se` is the standard error of the chosen one's agreement, clustered by question, because the
+    pairs of a question share its good answer; None where they are of fewer than two questions.
     """
     triples = [(p["prompt"], *p["responses"]) for p in pairs]
     margins = {part: instruments.margins(part, triples) for part in simple_parts(names)}
     scale = {part: statistics.pstdev(values) or 1.0 for part, values in margins.items()}
-    questions = list(dict.fromkeys(p["id"].partition("-")[0] for p in pairs))
-    choosing = {q for number, q in enumerate(questions) if number % 2 == 0}
-    in_choice = [p["id"].partition("-")[0] in choosing for p in pairs]
+    question = [p["id"].partition("-")[0] for p in pairs]
+    choosing = set(list(dict.fromkeys(question))[::2])
+    in_choice = [q in choosing for q in question]
     right = {
         name: [m * (1 if p["good"] == 2 else -1) > 0 for m, p in zip(combine(name, margins, scale), pairs, strict=True)]
         for name in names
@@ -158,15 +160,14 @@ def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[La
         for name, rows in right.items()
     }
     chosen = max(names, key=lambda name: share[name][True])
-    held = share[chosen][False]
-    n = in_choice.count(False)
+    held = [(r, q) for r, q, c in zip(right[chosen], question, in_choice, strict=True) if not c]
     return {
         "chosen": chosen,
         "scale": scale,
         "choice_agreement": {name: s[True] for name, s in share.items()},
         "agreement": {name: s[False] for name, s in share.items()},
-        "pairs": n,
-        "se": (held * (1 - held) / n) ** 0.5 if n else None,
+        "pairs": len(held),
+        "se": clustered_se([r for r, _ in held], [q for _, q in held]),
     }
 
 

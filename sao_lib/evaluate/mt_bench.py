@@ -15,7 +15,7 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import by_id, expected_digit
+from sao_lib.evaluate.grading import by_id, clustered_se, expected_digit
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 from sao_lib.sources import load_rows
@@ -161,7 +161,7 @@ def scores(judgments: Sequence[Row]) -> Row:
         "score": _mean(rated),
         "turn1": _mean([row for row in rated if row["turn"] == 1]),
         "turn2": _mean([row for row in rated if row["turn"] == 2]),
-        "se": _clustered_se(rated),
+        "se": clustered_se([row["score"] for row in rated], [row["question_id"] for row in rated]),
         "n": len(rated),
         "failed": len(judgments) - len(rated),
         "by_category": {c: _mean([row for row in rated if row["category"] == c]) for c in categories},
@@ -170,17 +170,3 @@ def scores(judgments: Sequence[Row]) -> Row:
 
 def _mean(rows: Sequence[Row]) -> float | None:
     return statistics.fmean(row["score"] for row in rows) if rows else None
-
-
-def _clustered_se(rated: Sequence[Row]) -> float | None:
-    """Standard error of the mean with questions as clusters; equals that of question means where each has two."""
-    mean = _mean(rated)
-    sums: dict[Any, float] = defaultdict(float)
-    if mean is None:
-        return None
-    for row in rated:
-        sums[row["question_id"]] += row["score"] - mean
-    clusters = len(sums)
-    if clusters < 2:
-        return None
-    return (clusters / (clusters - 1) * sum(s * s for s in sums.values())) ** 0.5 / len(rated)

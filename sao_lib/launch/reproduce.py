@@ -11,6 +11,7 @@ from sao_lib.errors import SaoError
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.doctor import gpus_here
 from sao_lib.launch.execute import execute
+from sao_lib.machine import available_gib, cores, idle_share
 from sao_lib.plan import cost, planning
 from sao_lib.plan.planning import Plan
 from sao_lib.progress import clock
@@ -132,34 +133,14 @@ def _close(plans: list[Plan], impossible: list[str], failed: dict[str, str]) -> 
 
 
 def jobs_at_once(machine: Machine) -> tuple[int, str]:
-    """How many single-threaded jobs fit now, and why: cores not busy, memory, or the profile's own number."""
+    """How many single-threaded jobs fit now, and why: cores not busy, memory left, or the profile's own number."""
     if machine.jobs:
         return machine.jobs, "as the profile says"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    idle = max(1, round(cores * _idle_share()))
-    room = max(1, int((_available_gib() - SPARE_GIB) // machine.memory_gib))
+    count = cores()
+    idle = max(1, round(count * idle_share()))
+    room = max(1, int((available_gib() - SPARE_GIB) // machine.memory_gib))
     jobs = max(1, min(idle, room))
-    return jobs, f"{cores} cores, {idle} of them idle, memory for {room}"
-
-
-def _idle_share(seconds: float = 1.0) -> float:
-    """Share of processor time that nobody used in the last moment; the load average lags by minutes."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 1.0
-    first = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
-    time.sleep(seconds)
-    second = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
-    spent = [b - a for a, b in zip(first, second, strict=True)]
-    return (spent[3] + spent[4]) / max(1, sum(spent[:8]))  # idle and waiting for disk, of all
-
-
-def _available_gib() -> float:
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return 16.0
-    line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) / 2**20
+    return jobs, f"{count} cores, {idle} of them idle, memory for {room}"
 
 
 def _check_gpus(profile: str, machine: Machine) -> None:

@@ -210,6 +210,15 @@ def near_duplicates(prompts: list[str], threshold: float = 0.8) -> float:
     return repeats / len(seen) if seen else 0.0
 
 
+def diversity(vectors: Any) -> float:
+    """Mean cosine distance between two prompts, 0 (all alike) to 2; 0 for fewer than two. Ours.
+
+    `vectors` are their embeddings, an array [prompts, dimensions] with rows of length one.
+    """
+    n = len(vectors)
+    return float(1 - ((vectors.sum(0) ** 2).sum() - n) / (n * (n - 1))) if n > 1 else 0.0
+
+
 def most_repeated(prompts: list[str], k: int = 5) -> list[tuple[str, int]]:
     """The k most frequent prompts after normalisation with their counts (SAO table 12), as first spelt."""
     first: dict[str, str] = {}

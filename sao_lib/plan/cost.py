@@ -5,13 +5,13 @@ Everything comes from the parameters (`workload`) and params/rates.yaml.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.machine import cores
 from sao_lib.plan import layers, planning
 from sao_lib.plan.chain import Planned
 from sao_lib.plan.planning import Plan
@@ -252,7 +252,7 @@ def _origin(device: Device) -> str:
 def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
     """Wall clock and rent of `hours` device-hours."""
     if not machine.gpus:
-        jobs = machine.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        jobs = machine.jobs or cores()
         return f"Wall clock for what is to do, {jobs} at once: about {clock(3600 * hours / jobs)}."
     wall = hours / device.count / (machine.jobs or 1)
     return (

@@ -87,23 +87,6 @@ def _synthesized(key: str) -> Callable[[TableRow], Any]:
     return lambda row: 100 * row.run("synthesize").results[key]
 
 
-def _diversity(row: TableRow) -> float:
-    prompts = [p["prompt"] for p in row.prompts if p["reason"] is None]
-    return embedding_diversity(prompts[:1000], row)
-
-
-def embedding_diversity(prompts: list[str], row: TableRow) -> float:
-    """Mean cosine distance between the embeddings of two prompts (all-MiniLM-L6-v2), 0 to 1; ours."""
-    import numpy as np
-
-    from sao_lib.engines.models import resolve
-    from sao_lib.method.rewards import Relevance
-
-    x = Relevance(resolve(RELEVANCE_MODEL), row.table.folder / "engine.log").vectors(prompts)
-    n = len(prompts)
-    return float(1 - (np.square(x.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else 0.0
-
-
 def _chat(*keys: str) -> Callable[[TableRow], Any]:
     def value(row: TableRow) -> Any:
         found: Any = row.run("chat_benchmarks").results
@@ -164,7 +147,9 @@ COLUMNS: dict[str, Column] = {
     "source": Column("Feedback from", lambda row: row.run("judge").results["source"], stage="judge"),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stage="synthesize"),
     "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stage="synthesize"),
-    "diversity": Column("Embedding diversity", _diversity, stage="synthesize"),
+    "diversity": Column(
+        "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stage="synthesize"
+    ),
     "prompts": Column("Prompts", lambda row: row.run("synthesize").results["usable"], 0, stage="synthesize"),
     "mt_bench": Column("Our MT-Bench", _chat("mt_bench", "score"), stage="chat_benchmarks"),
     "mt_bench_se": Column("SE", _chat("mt_bench", "se"), stage="chat_benchmarks"),

@@ -88,8 +88,9 @@ def _judge_sentence(run: Run) -> str:
     measured = "not measured on labelled pairs"
     if found["pairs"]:
         agreement = 100 * found["agreement"][found["chosen"]]
+        se = "no SE from one question" if found["se"] is None else f"SE {100 * found['se']:.1f}"
         measured = (
-            f"which agrees with {agreement:.1f}% (SE {100 * found['se']:.1f}) of {found['pairs']} labelled pairs "
+            f"which agrees with {agreement:.1f}% ({se}) of {found['pairs']} labelled pairs "
             "that were not used to choose it"
         )
     term = (

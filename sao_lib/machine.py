@@ -1,0 +1,49 @@
+"""What this machine has free, within the limits of a container: cores, their idle share, memory."""
+
+import time
+from pathlib import Path
+
+CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
+# Limit, use, and the statistic of the file cache that the kernel gives back first, in cgroups of version 2 and 1.
+MEMORY = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def cores() -> int:
+    """Cores that this process may use at once: by its affinity and its container's quota, rounded up."""
+    import joblib  # comes with scikit-learn
+
+    return int(joblib.cpu_count())
+
+
+def idle_share(seconds: float = 1.0) -> float:
+    """Share of processor time that nobody used in the last moment; the load average lags by minutes."""
+    stat = PROC / "stat"
+    if not stat.exists():
+        return 1.0
+    first = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
+    time.sleep(seconds)
+    second = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
+    spent = [b - a for a, b in zip(first, second, strict=True)]
+    return (spent[3] + spent[4]) / max(1, sum(spent[:8]))  # idle and waiting for disk, of all
+
+
+def available_gib(cgroup: Path = CGROUP, proc: Path = PROC) -> float:
+    """GiB of memory that can still be had: of the machine's, and of the container's limit if that leaves less.
+
+    Where neither can be read (no Linux): 16.
+    """
+    info = proc / "meminfo"
+    room: list[float] = []
+    if info.exists():
+        line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+        room.append(int(line.split()[1]) / 2**20)
+    for limit, used, stat, cache in MEMORY:
+        if (cgroup / limit).exists() and (most := (cgroup / limit).read_text().strip()) != "max":
+            # A container that has read its weights is full of file cache, and yet has memory.
+            lines = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
+            taken = int((cgroup / used).read_text()) - int(lines.get(cache, 0))
+            room.append((int(most) - taken) / 2**30)
+    return max(0.0, min(room, default=16.0))

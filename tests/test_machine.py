@@ -1,0 +1,71 @@
+"""What a machine has free, within the limits of a container: cgroup folders as the kernel writes them, made here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sao_lib import machine
+from sao_lib.launch import reproduce
+from sao_lib.plan import cost
+from sao_lib.settings import Settings
+
+GIB = 2**30
+
+
+def files(folder: Path, contents: dict[str, object]) -> Path:
+    """`folder` with these files in it."""
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{content}\n")
+    return folder
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A machine with 32 GiB available."""
+    return files(tmp_path / "proc", {"meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB"})
+
+
+def version2(folder: Path, limit: object, used: int, cache: int) -> Path:
+    stat = f"anon {used - cache}\ninactive_file {cache}"
+    return files(folder, {"memory.max": limit, "memory.current": used, "memory.stat": stat})
+
+
+def test_a_machine_without_a_limit_has_what_the_kernel_says(tmp_path: Path, proc: Path) -> None:
+    assert machine.available_gib(tmp_path / "none", proc) == 32
+    assert machine.available_gib(version2(tmp_path / "two", "max", GIB, 0), proc) == 32
+
+
+def test_a_containers_limit_counts_and_its_file_cache_does_not(tmp_path: Path, proc: Path) -> None:
+    assert machine.available_gib(version2(tmp_path / "a", 8 * GIB, 3 * GIB, 0), proc) == 5
+    assert machine.available_gib(version2(tmp_path / "b", 8 * GIB, 7 * GIB, 4 * GIB), proc) == 5
+    assert machine.available_gib(version2(tmp_path / "c", 99 * GIB, GIB, 0), proc) == 32
+    assert machine.available_gib(version2(tmp_path / "d", GIB, 2 * GIB, 0), proc) == 0
+
+
+def test_the_older_cgroups_are_read_too(tmp_path: Path, proc: Path) -> None:
+    for limit, left in ((8 * GIB, 6), (9223372036854771712, 32)):  # the latter: no limit
+        stat = f"inactive_file 5\ntotal_inactive_file {GIB}"
+        names = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")
+        folder = files(tmp_path, dict(zip(names, (limit, 3 * GIB, stat), strict=True)))
+        assert machine.available_gib(folder, proc) == left
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_cores_are_those_that_this_process_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from sao_lib import machine"
+    said = subprocess.check_output([sys.executable, "-c", f"{code}; print(machine.cores())"], text=True)
+    assert said.strip() == "1"
+
+
+def test_no_more_jobs_start_than_the_container_has_room_for(cpu: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    monkeypatch.setattr(reproduce, "idle_share", lambda: 1.0)
+    monkeypatch.setattr(reproduce, "available_gib", lambda: 100.0)
+    assert reproduce.jobs_at_once(cpu.machine) == (3, "3 cores, 3 of them idle, memory for 22")
+    assert "3 at once" in cost._clock_and_rent(cost.devices_of("cpu")[0], 1.0, cpu.machine)
+    monkeypatch.setattr(reproduce, "available_gib", lambda: 2 * cpu.machine.memory_gib + reproduce.SPARE_GIB)
+    assert reproduce.jobs_at_once(cpu.machine)[0] == 2
