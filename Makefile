@@ -11,7 +11,7 @@ python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report test lint lab clean
+.PHONY: help setup doctor report test lint published-data lab clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -49,7 +49,10 @@ test: .venv/.installed  ## Lint, types, unit tests, every notebook, the main pat
 	@$(python) -m pytest -q
 
 lint: .venv/.installed  ## ruff and mypy; seconds
-	@$(python) -m ruff check . && $(python) -m ruff format --check sao_lib tests && $(python) -m mypy
+	@$(python) -m ruff check . && $(python) -m ruff format --check sao_lib tests tools && $(python) -m mypy
+
+published-data: $(EITHER)  ## Fetch and check the published files that the strongest tests read; 130 MB, nothing the second time
+	@$(python) tools/published_data.py
 
 lab: $(EITHER)  ## Open the notebooks in JupyterLab
 	@$(python) -m jupyterlab notebooks

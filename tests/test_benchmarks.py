@@ -11,24 +11,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 
 from sao_lib.engines import Completion, Conversation
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import arena_hard, math500, mt_bench, rating
-from sao_lib.runs import Run
+from sao_lib.runs import Run, read_rows
 from sao_lib.settings import ROOT, Policy, read_yaml
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 POLICY = Policy(model="fake", system="Be brief.")
 MT_TEMPLATE, ARENA_TEMPLATE = "params/templates/mt_bench.yaml", "params/templates/arena_hard.yaml"
 RATING_TEMPLATE = "params/templates/rating.yaml"
-needs = pytest.mark.skipif
-
-
-def shared(path: str) -> list[dict[str, Any]]:
-    """Rows of a file of the real data."""
-    return [json.loads(line) for line in (SHARED / path).read_text().splitlines()]
+MT_REAL = "mt_bench/question.jsonl"
+MT_REFERENCES = "mt_bench/reference_answer_gpt-4.jsonl"
+MT_JUDGMENTS = "mt_bench/model_judgment/gpt-4_single_llama-3-8b-instruct.jsonl"
+ARENA_BOARD = "arena_hard_v0.1/leaderboard_20240731.csv"
+BOOTSTRAPS = {
+    name: f"arena_hard_v0.1/bootstrap/bootstrap_stats_{name}.jsonl" for name in ("arena_hard", "mt_bench", "alpaca_LC")
+}
 
 
 class FakeEngine:
@@ -171,12 +172,12 @@ def test_mt_scores_by_hand() -> None:
     assert (nothing["score"], nothing["se"], nothing["by_category"]) == (None, None, {"b": None})
 
 
-@needs(not (SHARED / "mt_bench").is_dir(), reason="the real MT-Bench judgments are not at hand")
+@published.needs("the average of real MT-Bench judgments", MT_JUDGMENTS, MT_REAL)
 def test_mt_scores_of_real_judgments_are_fastchats() -> None:
     """GPT-4's judgments of Llama-3-8B-Instruct (dreaming-panda/MTBench). FastChat averages every row without an error,
     repeats included: 7.84, which is what SAO table 2 prints for this model; each turn counted once it is 7.77."""
-    rows = shared("mt_bench/model_judgment/gpt-4_single_llama-3-8b-instruct.jsonl")
-    categories = {q["question_id"]: q["category"] for q in shared("mt_bench/question.jsonl")}
+    rows = read_rows(published.path(MT_JUDGMENTS))
+    categories = {q["question_id"]: q["category"] for q in read_rows(published.path(MT_REAL))}
     for row in rows:
         read = mt_bench.parse_rating(row["judgment"])
         assert (-1 if read is None else read) == row["score"]
@@ -194,14 +195,12 @@ def test_mt_scores_of_real_judgments_are_fastchats() -> None:
     assert single["se"] == pytest.approx(statistics.pstdev(drawn), rel=0.1)
 
 
-@needs(not (SHARED / "mt_bench").is_dir(), reason="the real MT-Bench questions are not at hand")
+@published.needs("requests for the real MT-Bench questions", MT_REAL, MT_REFERENCES)
 def test_mt_requests_for_the_real_questions_are_reference_guided_in_30_of_80() -> None:
     template = read_yaml(ROOT / MT_TEMPLATE)
-    references = {
-        row["question_id"]: row["choices"][0]["turns"] for row in shared("mt_bench/reference_answer_gpt-4.jsonl")
-    }
+    references = {row["question_id"]: row["choices"][0]["turns"] for row in read_rows(published.path(MT_REFERENCES))}
     guided = 0
-    for row in shared("mt_bench/question.jsonl"):
+    for row in read_rows(published.path(MT_REAL)):
         row["reference"] = references.get(row["question_id"], row.get("reference"))
         text = mt_bench.rating_request(template, row, ["one", "two"], 2).messages[0]["content"]
         assert all(turn in text for turn in row["turns"])
@@ -326,14 +325,14 @@ def test_arena_score_by_hand_and_its_interval() -> None:
     assert many == arena_hard.score(random_games(500, 1))
 
 
-@needs(not (SHARED / "arena_hard_v0.1").is_dir(), reason="the published bootstraps are not at hand")
+@published.needs("the intervals of published Arena-Hard bootstraps", ARENA_BOARD, *BOOTSTRAPS.values())
 def test_published_bootstraps_have_our_interval_and_the_leaderboards_score() -> None:
     """No verdicts were published with them, so what can be recomputed is the interval and the models' scores."""
-    with (SHARED / "arena_hard_v0.1/leaderboard_20240731.csv").open() as file:
+    with published.path(ARENA_BOARD).open() as file:
         leaderboard = {row["model"]: float(row["score"]) for row in csv.DictReader(file)}
     seen = 0
-    for name in ("arena_hard", "mt_bench", "alpaca_LC"):
-        for row in shared(f"arena_hard_v0.1/bootstrap/bootstrap_stats_{name}.jsonl"):
+    for name, file_name in BOOTSTRAPS.items():
+        for row in read_rows(published.path(file_name)):
             assert arena_hard.interval(row["results"]) == pytest.approx((row["lower"], row["upper"]), abs=1e-9)
             if name == "arena_hard" and row["model"] in leaderboard:
                 assert row["score"] == leaderboard[row["model"]]
@@ -403,9 +402,9 @@ def test_math_answers_are_graded_and_scored(make_run: Callable[..., Run]) -> Non
         math500.grade(problems, answers[:3])
 
 
-@needs(not (SHARED / "math500").is_dir(), reason="MATH-500 is not at hand")
+@published.needs("the 500 reference solutions of MATH-500", "math500/test.jsonl")
 def test_math_reference_solutions_are_right_and_other_answers_wrong() -> None:
-    rows = shared("math500/test.jsonl")
+    rows = read_rows(published.path("math500/test.jsonl"))
     graded = math500.grade(rows, [{"unique_id": row["unique_id"], "output": row["solution"]} for row in rows])
     assert [g["unique_id"] for g in graded if not g["correct"]] == []
     assert math500.score(graded)["score"] == 100

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 
 from sao_lib.errors import SaoError
@@ -17,7 +17,6 @@ from sao_lib.settings import ROOT, Leaderboard
 
 MINIS = ROOT / "params" / "data" / "leaderboard"
 SETTINGS = Leaderboard(data="params/data/leaderboard", batch_size=1, max_gen_toks=64)
-SHARED = Path(os.environ.get("SAO_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 DATA_KEYS = {"dataset_path", "dataset_name", "dataset_kwargs", "validation_split"}
 
 
@@ -33,9 +32,9 @@ def subtasks(item: Any) -> list[Any]:
     return item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
 
 
-@pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="GSM8K is not at hand")
+@published.needs("the reference answers of GSM8K", "gsm8k/test.jsonl")
 def test_gsm8k_extraction_finds_every_reference_answer() -> None:
-    rows = read_rows(SHARED / "gsm8k" / "test.jsonl")
+    rows = read_rows(published.path("gsm8k/test.jsonl"))
     gold = [row["answer"].rsplit("#### ", 1)[1].strip() for row in rows]
     assert [leaderboard.extract_gsm8k(row["answer"]) for row in rows] == gold
     assert len(rows) == 1319

@@ -1,45 +1,52 @@
 """Length-controlled win rates of real annotations are the published leaderboard's.
 
-The suite's `win_rates` runs the official regression on 30 models' verdicts by GPT-4-Turbo. Its second input, the hub's
-`df_gamed.csv`, is not at hand; in its place stands a reconstruction with the same lengths, difficulties and fit but not
-the same verdicts. That shows in one place only: cross-validation may choose the next regularization of its ten.
+The suite's `win_rates` runs the official regression on 30 models' verdicts by GPT-4-Turbo. Its second input is the
+hub's `df_gamed.csv`. Where that is not at hand a reconstruction may stand in, of the same lengths, difficulties and fit
+but other verdicts. That shows in one place only: cross-validation may choose the next regularization of its ten.
 """
 
 import csv
 import json
-import os
 import statistics
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 import pytest
 
 from sao_lib.evaluate.alpaca_eval import win_rates
-from sao_lib.settings import ROOT
+from sao_lib.runs import read_rows
 
-SHARED = Path(os.environ.get("SAO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "alpaca_eval"
-GAMED = SHARED / "glm" / "df_gamed_reconstructed.csv"
+BOARD = "leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+GAMED = "alpaca_eval/glm/df_gamed.csv"
+WEIGHTS = "alpaca_eval/glm/glm_weights_length_controlled_v1.csv"
+VERDICTS = "alpaca_eval/annotations_compact.csv"
+REFERENCE = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
+FULL = {model: f"alpaca_eval/annotations_full/{model}.jsonl" for model in ("NullModel", "gemma-2b-it", "gemma-7b-it")}
 CLOSE, CLOSER = 0.2, 0.003  # points of length-controlled win rate
-
-pytestmark = pytest.mark.skipif(not GAMED.is_file(), reason="the real AlpacaEval annotations are not at hand")
 
 
 @pytest.fixture(autouse=True)
-def reconstructed_gamed_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alpaca_eval.metrics.glm_winrate.hf_hub_download", lambda *_, **__: str(GAMED))
+def gamed_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alpaca_eval.metrics.glm_winrate.hf_hub_download", lambda *_, **__: str(published.path(GAMED)))
 
 
-def published() -> dict[str, dict[str, str]]:
-    with next(SHARED.glob("leaderboard*.csv")).open() as file:
+def leaderboard() -> dict[str, dict[str, str]]:
+    """The published rows by model; alpaca_eval itself ships them."""
+    package = find_spec("alpaca_eval")
+    assert package
+    assert package.origin
+    with (Path(package.origin).parent / BOARD).open() as file:
         return {row[""]: row for row in csv.DictReader(file)}
 
 
 def annotations() -> dict[str, list[dict[str, Any]]]:
     """Verdicts by model; of the answers only the lengths are at hand, and only they enter the regression."""
     found = defaultdict(list)
-    with (SHARED / "annotations_compact.csv").open() as file:
+    with published.path(VERDICTS).open() as file:
         for row in csv.DictReader(file):
             found[row["model"]].append(
                 {
@@ -49,7 +56,7 @@ def annotations() -> dict[str, list[dict[str, Any]]]:
                     "preference": float(row["preference"]) if row["preference"] else None,
                 }
             )  # fmt: skip
-    return {model: rows for model, rows in found.items() if model in published()}
+    return {model: rows for model, rows in found.items() if model in leaderboard()}
 
 
 def at_every_regularization(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -64,8 +71,9 @@ def at_every_regularization(rows: list[dict[str, Any]], monkeypatch: pytest.Monk
     return rates
 
 
+@published.needs("the win rates of 30 models against the published ones", GAMED, VERDICTS)
 def test_every_models_win_rates_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    board, off, outside = published(), {}, {}
+    board, off, outside = leaderboard(), {}, {}
     for model, rows in annotations().items():
         scores, row = win_rates(rows, "alpaca_eval"), board[model]
         assert scores["wr"] == pytest.approx(float(row["win_rate"]), abs=1e-6), model
@@ -82,27 +90,29 @@ def test_every_models_win_rates_are_the_published_ones(monkeypatch: pytest.Monke
     assert max(outside.values(), default=0) <= CLOSER
 
 
-@pytest.mark.parametrize("model", ["NullModel", "gemma-2b-it", "gemma-7b-it"])
+@published.needs("win rates from annotations in full", GAMED, VERDICTS, REFERENCE, *FULL.values())
+@pytest.mark.parametrize("model", FULL)
 def test_full_texts_give_the_same_as_their_lengths(model: str) -> None:
     """Annotations with the answers themselves, the reference's taken from the benchmark's own file."""
-    reference = {
-        r["instruction"]: r["output"] for r in json.loads((SHARED / "alpaca_eval_gpt4_baseline.json").read_text())
-    }
-    lines = (SHARED / "annotations_full" / f"{model}.jsonl").read_text().splitlines()
-    rows = [{**row, "output_1": reference[row["instruction"]]} for row in map(json.loads, lines)]
+    reference = {r["instruction"]: r["output"] for r in json.loads(published.path(REFERENCE).read_text())}
+    annotated = read_rows(published.path(FULL[model]))
+    rows = [{**row, "output_1": reference[row["instruction"]]} for row in annotated]
     scores = win_rates(rows, "alpaca_eval")
     assert scores == pytest.approx(win_rates(annotations()[model], "alpaca_eval"), abs=1e-6)
-    assert scores["lc"] == pytest.approx(float(published()[model]["length_controlled_winrate"]), abs=CLOSE)
+    assert scores["lc"] == pytest.approx(float(leaderboard()[model]["length_controlled_winrate"]), abs=CLOSE)
     assert scores["n"] == 805
 
 
+@published.needs("the published win rates against the published weights", GAMED, WEIGHTS)
 def test_the_published_rates_follow_from_the_published_weights() -> None:
     """LC = mean over instructions of sigmoid(model + slope x difficulty): the regression read off at equal lengths."""
-    with (SHARED / "glm" / "instruction_difficulty_recovered.csv").open() as file:
-        difficulty = np.array([float(row["instruction_difficulty"]) for row in csv.DictReader(file)])
-    with (SHARED / "glm" / "glm_weights_length_controlled_v1.csv").open() as file:
+    with published.path(GAMED).open() as file:
+        by_instruction = {row["index"]: float(row["instruction_difficulty"]) for row in csv.DictReader(file)}
+    difficulty = np.array(list(by_instruction.values()))
+    assert len(difficulty) == 805
+    with published.path(WEIGHTS).open() as file:
         weights = {row[""]: row for row in csv.DictReader(file)}
-    board, exact = published(), 0
+    board, exact = leaderboard(), 0
     for model in weights.keys() & board.keys():
         score = float(weights[model]["not_gamed_baseline.astype(float)"])
         logit = score + float(weights[model]["instruction_difficulty"]) * difficulty

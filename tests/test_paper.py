@@ -1,6 +1,5 @@
 """The paper's numbers: what we typed is what it prints, and what it prints disagrees with itself just so."""
 
-import os
 import re
 from collections import Counter
 from decimal import Decimal
@@ -8,14 +7,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import published
 import pytest
 
 from sao_lib.errors import SaoError
 from sao_lib.report import paper
-from sao_lib.settings import ROOT, read_yaml
+from sao_lib.settings import read_yaml
 
-SEEDS = Path(os.environ.get("SAO_SHARED", ROOT.parent / "shared")) / "seeds"
-TEXT = next(iter(sorted(SEEDS.glob("003_*.txt"))), None)
+TEXT = "paper/2510.06652.txt"
+needs_text = published.needs("params/paper.yaml against the paper's text", TEXT)
 TABLES = [f"table{number}" for number in range(1, 12)]
 NUMBER = re.compile(r"[+-]?\d+\.\d+")
 CELL = re.compile(r"([+-]?\d+\.\d+) ?(?:\(([+-]\d+\.\d+)\))?")
@@ -100,33 +100,30 @@ def test_an_unknown_table_is_one_sentence() -> None:
 
 def printed_in(table: str) -> Counter[str]:
     """Numbers in the paper's own table, headers and labels left out, as printed and without a plus."""
-    assert TEXT
     caption = rf"^Table {table.removeprefix('table')}: .*?\n\n(.*?)\n\n"
-    found = re.search(caption, TEXT.read_text(), re.DOTALL | re.MULTILINE)
+    found = re.search(caption, published.path(TEXT).read_text(), re.DOTALL | re.MULTILINE)
     assert found, table
     cells = [c.replace("<b>", "").replace("</b>", "") for line in found[1].split("\n") for c in line.split("\t")]
     return Counter(n.removeprefix("+") for c in cells if (hit := CELL.fullmatch(c)) for n in hit.groups() if n)
 
 
-@pytest.mark.skipif(TEXT is None, reason="the paper's text is not at hand")
+@needs_text
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_holds_the_papers_numbers_and_no_other(table: str) -> None:
     ours = [v for row in EXACT[table]["rows"].values() for v in row.values() if isinstance(v, Decimal)]
     assert Counter(map(str, ours)) == printed_in(table)
 
 
-@pytest.mark.skipif(TEXT is None, reason="the paper's text is not at hand")
+@needs_text
 def test_prompts_and_counts_of_table_12_are_the_papers() -> None:
-    assert TEXT
-    text = TEXT.read_text()
+    text = published.path(TEXT).read_text()
     assert all(f"{row['prompt']}\t{row['count']}\n" in text for row in EXACT["table12"]["rows"])
 
 
-@pytest.mark.skipif(TEXT is None, reason="the paper's text is not at hand")
+@needs_text
 def test_every_result_in_the_text_is_stated() -> None:
     """Percentages, signed differences and scores in the body's sentences, as printed."""
-    assert TEXT
-    body = TEXT.read_text().split("## 1 Introduction")[1].split("## 5 Conclusion")[0]
+    body = published.path(TEXT).read_text().split("## 1 Introduction")[1].split("## 5 Conclusion")[0]
     prose = "\n".join(line for line in body.split("\n") if "\t" not in line)
     found = re.findall(
         r"(?<![\w.])(\d+\.\d+)(?=%)|\(([+-]\d+\.\d+)\)|(?<!\d)(\d\d\.\d\d)(?!\d)|score \((\d\.\d+)\)", prose
