@@ -87,14 +87,16 @@ def _synthesized(key: str) -> Callable[[TableRow], Any]:
     return lambda row: 100 * row.run("synthesize").results[key]
 
 
-def _chat(*keys: str) -> Callable[[TableRow], Any]:
+def _of(stage: str, header: str, *keys: str, decimals: int = 2) -> Column:
+    """The column of one result of a stage."""
+
     def value(row: TableRow) -> Any:
-        found: Any = row.run("chat_benchmarks").results
+        found: Any = row.run(stage).results
         for key in keys:
             found = found[key]
         return found
 
-    return value
+    return Column(header, value, decimals, stage)
 
 
 def _turns(row: TableRow) -> str:
@@ -144,27 +146,27 @@ COLUMNS: dict[str, Column] = {
     "length": Column("Mean answer (characters)", _length, 0, stage="evaluate"),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
     "pairs": Column("Pairs trained / held out", _pairs),
-    "source": Column("Feedback from", lambda row: row.run("judge").results["source"], stage="judge"),
+    "source": _of("judge", "Feedback from", "source"),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stage="synthesize"),
     "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stage="synthesize"),
     "diversity": Column(
         "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stage="synthesize"
     ),
-    "prompts": Column("Prompts", lambda row: row.run("synthesize").results["usable"], 0, stage="synthesize"),
-    "mt_bench": Column("Our MT-Bench", _chat("mt_bench", "score"), stage="chat_benchmarks"),
-    "mt_bench_se": Column("SE", _chat("mt_bench", "se"), stage="chat_benchmarks"),
+    "prompts": _of("synthesize", "Prompts", "usable", decimals=0),
+    "mt_bench": _of("chat_benchmarks", "Our MT-Bench", "mt_bench", "score"),
+    "mt_bench_se": _of("chat_benchmarks", "SE", "mt_bench", "se"),
     "mt_bench_turns": Column("Turn 1 / 2", _turns, stage="chat_benchmarks"),
-    "mt_bench_n": Column("n (ratings)", _chat("mt_bench", "n"), 0, stage="chat_benchmarks"),
-    "arena_hard": Column("Our Arena-Hard (%)", _chat("arena_hard", "score"), 1, stage="chat_benchmarks"),
+    "mt_bench_n": _of("chat_benchmarks", "n (ratings)", "mt_bench", "n", decimals=0),
+    "arena_hard": _of("chat_benchmarks", "Our Arena-Hard (%)", "arena_hard", "score", decimals=1),
     "arena_hard_interval": Column("95% interval", _interval, stage="chat_benchmarks"),
-    "arena_hard_n": Column("n (questions)", _chat("arena_hard", "n"), 0, stage="chat_benchmarks"),
+    "arena_hard_n": _of("chat_benchmarks", "n (questions)", "arena_hard", "n", decimals=0),
     "average": Column("Our average", _average),
-    "rated": Column("Responses rated", lambda row: row.run("rating").results["n"], 0, stage="rating"),
-    "rater": Column("Rater", lambda row: row.run("rating").results["rater"], stage="rating"),
-    "math500": Column("Our MATH-500 (%)", lambda row: row.run("math500").results["score"], stage="math500"),
-    "math500_se": Column("SE", lambda row: row.run("math500").results["se"], 1, stage="math500"),
-    "math500_n": Column("n", lambda row: row.run("math500").results["n"], 0, stage="math500"),
-    "no_answer": Column("No answer found", lambda row: row.run("math500").results["no_answer"], 0, stage="math500"),
+    "rated": _of("rating", "Responses rated", "n", decimals=0),
+    "rater": _of("rating", "Rater", "rater"),
+    "math500": _of("math500", "Our MATH-500 (%)", "score"),
+    "math500_se": _of("math500", "SE", "se", decimals=1),
+    "math500_n": _of("math500", "n", "n", decimals=0),
+    "no_answer": _of("math500", "No answer found", "no_answer", decimals=0),
     **{name: Column(f"Our {label} (%)", _task(name), stage="leaderboard") for name, label in TASKS.items()},
     **{name: Column(f"Our {name}", _rating(name), stage="rating") for name in METRICS},
 }
