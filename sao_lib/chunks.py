@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from sao_lib.files import Record, append_rows, resume_rows
 from sao_lib.progress import Progress
-from sao_lib.runs import Run, append_rows, resume_rows
+from sao_lib.runs import Run
 
 Item = TypeVar("Item")
-Row = dict[str, Any]
 
 
 def in_chunks(
-    run: Run, file: str, items: Sequence[Item], make: Callable[[Sequence[Item]], list[Row]], chunk: int
-) -> list[Row]:
+    run: Run, file: str, items: Sequence[Item], make: Callable[[Sequence[Item]], list[Record]], chunk: int
+) -> list[Record]:
     """All rows of `file` in the run's folder, one per item: those of complete chunks as read, the rest by `make`."""
     path = run.folder / file
     rows = resume_rows(path, chunk)

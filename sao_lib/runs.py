@@ -1,4 +1,4 @@
-"""A run's folder: its identity, rows appended safely, and a manifest written last.
+"""A run's folder: its identity, and a manifest written last.
 
 No manifest (`run.json`), no result; with one, nothing in the folder changes any more. Rows are appended in whole
 chunks and flushed to disk, so that a killed run continues at the first chunk that is not complete, with the same chunk
@@ -6,7 +6,6 @@ borders.
 """
 
 import atexit
-import hashlib
 import json
 import os
 import resource
@@ -23,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from sao_lib import hub, provenance
 from sao_lib.errors import SaoError
+from sao_lib.files import digest, file_digest, read_rows, write_atomic
 from sao_lib.settings import ROOT
 
 OUTPUTS = Path(os.environ.get("SAO_OUTPUTS", ROOT / "outputs"))
@@ -33,12 +33,6 @@ BEGUN = "begun.json"  # the code that a run which has not finished was made with
 RESULTS = (".jsonl", ".json", ".md", ".csv", ".tex", ".png")
 
 
-def digest(content: Any) -> str:
-    """sha256 of the canonical JSON of `content`, hexadecimal."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def identity(spec: dict[str, Any]) -> str:
     """Digest of what a run's results depend on: its spec without name, profile and what it may spend at most."""
 
@@ -46,89 +40,6 @@ def identity(spec: dict[str, Any]) -> str:
         return {k: bare(v) for k, v in value.items() if k != "max_usd"} if isinstance(value, dict) else value
 
     return digest({k: bare(v) for k, v in spec.items() if k not in ("name", "profile")})
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise _disk(path, error) from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file; a torn last line (a killed writer) is left out.
-
-    Raises SaoError when the file is missing or a line before the last is damaged.
-    """
-    if not path.is_file():
-        raise SaoError(f"{path} is missing; delete its folder and run the same command again.")
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):
-                break
-            raise SaoError(
-                f"{path}, line {number}, is not valid JSON; delete the file and run the same command again."
-            ) from None
-    return rows
-
-
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append `rows` to a JSONL file and force them to disk."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _disk(path, error) from None
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A whole JSONL file at once, in place of any that is there."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def resume_rows(path: Path, chunk: int) -> list[dict[str, Any]]:
-    """Rows of the complete chunks already written; anything after them is cut from the file.
-
-    Keeping to whole chunks makes a resumed run batch, and so sample, exactly like an uninterrupted one.
-    """
-    if not path.is_file():
-        return []
-    rows = read_rows(path)
-    kept = rows[: len(rows) // chunk * chunk]
-    if len(kept) < len(rows) or not path.read_bytes().endswith(b"\n"):
-        write_rows(path, kept)
-    return kept
-
-
-def _disk(path: Path, error: OSError) -> SaoError:
-    return SaoError(
-        f"Cannot write {path}: {error.strerror or error}. Everything finished so far is kept; "
-        "make room or fix the permission and run the same command again."
-    )
 
 
 class Run:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.runs import read_rows
+from sao_lib.files import read_rows
 from sao_lib.settings import ROOT
 
 

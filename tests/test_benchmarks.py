@@ -17,7 +17,8 @@ import pytest
 from sao_lib.engines import Completion, Conversation
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import arena_hard, math500, mt_bench, rating
-from sao_lib.runs import Run, read_rows
+from sao_lib.files import read_rows
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 
 POLICY = Policy(model="fake", system="Be brief.")

@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
+from sao_lib.files import read_rows
 from sao_lib.method import train, trainer
 from sao_lib.method.losses import simpo_reward
-from sao_lib.runs import Run, read_rows
+from sao_lib.runs import Run
 from sao_lib.settings import Train
 
 BF16 = 0.02  # of a loss near 3 or of a margin, whose terms are near 100: bf16 keeps 3 digits

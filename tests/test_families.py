@@ -16,8 +16,8 @@ from trl.trainer.utils import add_fused_lm_head
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
+from sao_lib.files import read_rows
 from sao_lib.method.trainer import completion_logps
-from sao_lib.runs import read_rows
 from sao_lib.settings import ROOT
 
 NAMES = [*families.FAMILIES]

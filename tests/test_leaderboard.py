@@ -12,7 +12,7 @@ import pytest
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import leaderboard
 from sao_lib.evaluate.leaderboard import TASKS, Task
-from sao_lib.runs import read_rows
+from sao_lib.files import read_rows
 from sao_lib.settings import ROOT, Leaderboard
 
 MINIS = ROOT / "params" / "data" / "leaderboard"

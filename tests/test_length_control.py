@@ -18,7 +18,7 @@ import published
 import pytest
 
 from sao_lib.evaluate.alpaca_eval import win_rates
-from sao_lib.runs import read_rows
+from sao_lib.files import read_rows
 
 BOARD = "leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
 GAMED = "alpaca_eval/glm/df_gamed.csv"

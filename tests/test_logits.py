@@ -14,7 +14,7 @@ from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.evaluate import logits
 from sao_lib.evaluate.logits import Histogram, Moments, logit_stats, response_logits, softcap_of, totals
-from sao_lib.runs import append_rows, read_rows
+from sao_lib.files import append_rows, read_rows
 
 SETTINGS = SimpleNamespace(softcap="after", low=-10.0, high=20.0, bins=30, dtype="float32", threads=1)
 

@@ -19,9 +19,10 @@ from sao_lib.engines import Completion, Conversation
 from sao_lib.engines.models import resolve
 from sao_lib.engines.openai_api import JOURNAL, WORKERS, OpenAIEngine, most_usd
 from sao_lib.errors import SaoError
+from sao_lib.files import append_rows, read_rows
 from sao_lib.method import judge
 from sao_lib.method.feedback import Feedback
-from sao_lib.runs import Run, append_rows, read_rows
+from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, ROOT, Engine, Judge, Policy
 
 SMOL = "embedded/smollm2-135m-instruct"

@@ -12,7 +12,7 @@ import published
 import pytest
 from published import published_data
 
-from sao_lib.runs import read_rows
+from sao_lib.files import read_rows
 
 JUDGED = {"question_id": 81, "model": "m", "judge": ["gpt-4", "single-v1"], "user_prompt": "long",
           "judgment": "né [[7]]", "score": 7, "turn": 1, "tstamp": 1.5}  # fmt: skip

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from sao_lib import runs
+from sao_lib import files, provenance, runs
 from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
+from sao_lib.files import append_rows, read_rows, resume_rows
+from sao_lib.method import train
 from sao_lib.plan import chain
 from sao_lib.plan import planning as plan
-from sao_lib.runs import MANIFEST, append_rows, load, read_rows, resume_rows
+from sao_lib.runs import MANIFEST, load
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
@@ -73,13 +76,13 @@ def test_a_damaged_run_is_set_aside_and_planned_again(tmp_path: Path, monkeypatc
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.md"
-    runs.write_atomic(path, "old")
+    files.write_atomic(path, "old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", full)
-    for write in (lambda: runs.write_atomic(path, "new"), lambda: append_rows(tmp_path / "rows.jsonl", [{"n": 1}])):
+    monkeypatch.setattr(files.os, "fsync", full)
+    for write in (lambda: files.write_atomic(path, "new"), lambda: append_rows(tmp_path / "rows.jsonl", [{"n": 1}])):
         with pytest.raises(SaoError, match="No space left on device.*same command again"):
             write()
     assert path.read_text() == "old"
@@ -98,8 +101,8 @@ def test_a_raised_cap_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_identity_follows_content() -> None:
-    assert runs.digest({"a": 1, "b": 2}) == runs.digest({"b": 2, "a": 1})
-    assert runs.digest({"a": 1}) != runs.digest({"a": 1.5})
+    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1})
+    assert files.digest({"a": 1}) != files.digest({"a": 1.5})
 
 
 def test_spec_that_is_missing_or_damaged_is_one_sentence(tmp_path: Path) -> None:
@@ -113,3 +116,128 @@ def test_spec_that_is_missing_or_damaged_is_one_sentence(tmp_path: Path) -> None
 def test_manifest_is_json(make_run: Any, tmp_path: Path) -> None:
     make_run().finish({"x": 1})
     assert json.loads((tmp_path / MANIFEST).read_text())["results"]["x"] == 1
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finished training with a model."""
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path)
+    folder = tmp_path / "cpu" / "train" / "simpo-1"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    spec = {"stage": "train", "name": "simpo", "profile": "cpu", "params": {}, "inputs": {}, "files": {}}
+    (folder / "spec.yaml").write_text(json.dumps(spec))
+    run = runs.Run.open(folder / "spec.yaml")
+    append_rows(folder / "rows.jsonl", [{"n": 1}])
+    run.finish({"loss": 1.0})
+    return folder
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_opens_as_a_copy_and_stays_as_it_is(finished: Path) -> None:
+    before = state(finished)
+    run = runs.Run.open(finished / "spec.yaml")
+    assert run.copied
+    assert run.rows("rows.jsonl") == [{"n": 1}]
+    assert (run.folder / "model" / "model.safetensors").read_bytes() == b"weights"
+    append_rows(run.folder / "rows.jsonl", [{"n": 2}])
+    assert run.finish({"loss": 2.0})["results"] == {"loss": 2.0}
+    train.launch(run, None)  # type: ignore[arg-type]  # would train over model/
+    assert state(finished) == before
+
+
+def test_a_model_that_is_cut_is_noticed(finished: Path) -> None:
+    assert load(finished) is not None
+    (finished / "model" / "model.safetensors").write_bytes(b"weigh")
+    with pytest.raises(SaoError, match="model.safetensors is not as its manifest says"):
+        load(finished)
+
+
+def test_the_manifest_waits_for_whoever_holds_the_lock(make_run: Any, tmp_path: Path) -> None:
+    run = make_run()
+    with FileLock(tmp_path / runs.LOCK):
+        run.finish({})
+    assert load(tmp_path) is None
+    assert (tmp_path / runs.PENDING).is_file()
+    run.finish({})
+    assert load(tmp_path) is not None
+
+
+def test_what_made_a_run_is_compared_with_what_is_there_now(finished: Path) -> None:
+    assert runs.outdated(finished) == []
+    manifest = json.loads((finished / MANIFEST).read_text())
+    manifest["code"]["sao_lib/method/losses.py"] = "another"
+    (finished / MANIFEST).write_text(json.dumps(manifest))
+    assert runs.outdated(finished) == ["sao_lib/method/losses.py"]
+    del manifest["code"]
+    (finished / MANIFEST).write_text(json.dumps(manifest))
+    assert runs.outdated(finished) == ["code that was not recorded"]
+
+
+def test_a_run_whose_input_was_made_again_with_another_result_is_outdated(finished: Path) -> None:
+    folder = finished.parents[1] / "evaluate" / "simpo-2"
+    folder.mkdir(parents=True)
+    spec = {"stage": "evaluate", "name": "simpo", "profile": "cpu", "params": {},
+            "inputs": {"policy": "cpu/train/simpo-1"}, "files": {}}  # fmt: skip
+    (folder / "spec.yaml").write_text(json.dumps(spec))
+    runs.Run.open(folder / "spec.yaml").finish({})
+    assert runs.outdated(folder) == []
+    training = runs.Run(json.loads((finished / "spec.yaml").read_text()), finished)
+    (finished / MANIFEST).unlink()
+    training._begin()
+    training.finish({"loss": 1.0})
+    assert runs.outdated(folder) == [], "another time, the same result"
+    (finished / MANIFEST).unlink()
+    training._begin()
+    training.finish({"loss": 1.5})
+    assert runs.outdated(folder) == ["its input cpu/train/simpo-1"]
+    assert runs.outdated_behind(["cpu/evaluate/simpo-2"]) == {"cpu/evaluate/simpo-2": ["its input cpu/train/simpo-1"]}
+
+
+def test_rows_that_other_code_left_are_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"stage": "judge", "name": "self", "profile": "cpu", "params": {}, "inputs": {}, "files": {}}
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+    now = provenance.code_of("judge")
+    before = {**now, "sao_lib/method/judge.py": "before"}
+    monkeypatch.setattr(provenance, "code_of", lambda stage: before)
+    runs.Run.open(tmp_path / "spec.yaml")
+    monkeypatch.setattr(provenance, "code_of", lambda stage: now)
+    runs.Run.open(tmp_path / "spec.yaml").finish({})
+    assert runs.outdated(tmp_path) == [], "nothing was left of the first try"
+    (tmp_path / MANIFEST).unlink()
+    monkeypatch.setattr(provenance, "code_of", lambda stage: before)
+    runs.Run.open(tmp_path / "spec.yaml")
+    append_rows(tmp_path / "verdicts.jsonl", [{"n": 1}])
+    monkeypatch.setattr(provenance, "code_of", lambda stage: now)
+    runs.Run.open(tmp_path / "spec.yaml").finish({})
+    assert runs.outdated(tmp_path) == ["sao_lib/method/judge.py"]
+
+
+def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (runs, chain):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    made = plan.make("cpu", "smoke")
+    plan.write_specs(made)
+    for run in made.runs:
+        runs.Run.open(run.path / "spec.yaml").finish({})
+    assert plan.fresh(made, "stale") == []
+    judged = next(run for run in made.runs if "/judge/self" in run.folder)
+    manifest = json.loads((judged.path / MANIFEST).read_text())
+    manifest["code"]["sao_lib/method/judge.py"] = "another"
+    (judged.path / MANIFEST).write_text(json.dumps(manifest))
+    chosen = [run.folder.split("/")[1:] for run in plan.fresh(made, "stale")]
+    assert [(stage, name.rpartition("-")[0]) for stage, name in chosen] == [
+        ("judge", "self"), ("train", "simpo-self"), ("evaluate", "simpo-self")
+    ]  # fmt: skip
+    assert len(plan.fresh(made, "all")) == len(made.runs) - 1
+    again = plan.joined(made)
+    assert again.table.spec["params"]["outdated"] == {judged.folder: ["sao_lib/method/judge.py"]}
+    (judged.path / "model").mkdir()
+    plan.replaced(judged)
+    assert not judged.done
+    kept = judged.path.with_name(judged.path.name + ".replaced")
+    assert (kept / MANIFEST).is_file()
+    assert not (kept / "model").exists()

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.runs import file_digest
+from sao_lib.files import file_digest
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
@@ -38,7 +38,7 @@ def check(name: str) -> None:
         _hub(name, dry_run=True)
 
 
-def known(name: str) -> dict[str, Any]:
+def entry_of(name: str) -> dict[str, Any]:
     """What params/models.yaml says of a model, empty if nothing; a hub revision does not matter."""
     return dict(read_yaml(PARAMS / "models.yaml").get(name.partition("@")[0], {}))
 
@@ -88,7 +88,7 @@ def _local(name: str) -> Path | None:
 
 
 def _entry(name: str) -> dict[str, Any]:
-    entry = known(name)
+    entry = entry_of(name)
     if not entry:
         names = ", ".join(n for n in read_yaml(PARAMS / "models.yaml") if n.startswith("embedded/"))
         raise SaoError(f"There is no embedded model '{name}'; there are: {names}.")

@@ -17,7 +17,7 @@ from typing import Any
 
 from sao_lib.engines import Completion, Conversation
 from sao_lib.errors import SaoError
-from sao_lib.runs import append_rows, digest, resume_rows
+from sao_lib.files import Record, append_rows, digest, resume_rows
 from sao_lib.settings import PARAMS, read_yaml
 from sao_lib.settings import Engine as EngineSettings
 
@@ -28,7 +28,6 @@ WORKERS = 8
 # minutes. Fourteen retries without that header wait 65 to 88 seconds: more than a rate limit's minute.
 RETRIES = 14
 
-Row = dict[str, Any]
 Key = tuple[str, int]
 
 
@@ -79,14 +78,14 @@ class Journal:
         """Dollars that all replies cost."""
         return math.fsum(row["usd"] for row in self.rows.values())
 
-    def keep(self, key: Key, reply: Row) -> None:
+    def keep(self, key: Key, reply: Record) -> None:
         row = {"request": key[0], "occurrence": key[1], **reply}
         with self._lock:
             append_rows(self.path, [row])
             self.rows[key] = row
 
 
-def keys_of(requests: Sequence[Row]) -> list[Key]:
+def keys_of(requests: Sequence[Record]) -> list[Key]:
     """A digest of each request and how often the same one stands before it: repeated samples stay distinct."""
     seen: Counter[str] = Counter()
     keys = []
@@ -105,7 +104,7 @@ class OpenAIEngine:
         self.journal = Journal(log.parent / JOURNAL)
         self.client = OpenAI(max_retries=RETRIES, timeout=120)
 
-    def _all(self, conversations: Sequence[Conversation], max_tokens: int, extra: Sequence[Row]) -> list[Row]:
+    def _all(self, conversations: Sequence[Conversation], max_tokens: int, extra: Sequence[Record]) -> list[Record]:
         """One reply per conversation: those of the journal, and the rest asked now."""
         requests = [
             {"model": self.model, "messages": list(c.messages), "max_completion_tokens": max_tokens, **more}
@@ -146,7 +145,7 @@ class OpenAIEngine:
                 f"the cap engine.max_usd = ${self.settings.max_usd:.2f}. Raise the cap or lower n."
             )
 
-    def _call(self, request: Row, most: float) -> Row:
+    def _call(self, request: Record, most: float) -> Record:
         """What is kept of one reply; one that does not say its tokens counts as `most` dollars."""
         from openai import APIConnectionError, APIStatusError, AuthenticationError
 
@@ -184,7 +183,7 @@ class OpenAIEngine:
         ]
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
-        extra: list[Row] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
+        extra: list[Record] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
         out = []
         for row in self._all(conversations, 1, extra):
             top = row["top_logprobs"]

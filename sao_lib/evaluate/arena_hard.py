@@ -5,7 +5,6 @@ The five verdicts and the score are the original's; the judge prompt's wording i
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
@@ -13,6 +12,7 @@ from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import by_id
 from sao_lib.evaluate.instruments import Triple
+from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 from sao_lib.sources import load_rows
@@ -23,11 +23,10 @@ VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
 ROUNDS = 1000  # the original's leaderboard uses 100
 BOOTSTRAP_SEED = 0
 
-Row = dict[str, Any]
 Margins = Callable[[list[Triple]], list[float]]
 
 
-def load_questions(source: str, baseline: str | None, n: int) -> list[Row]:
+def load_questions(source: str, baseline: str | None, n: int) -> list[Record]:
     """The first n rows {question_id, prompt, baseline}; the baseline's answers from its own file, or the questions'.
 
     Reads the schema of v0.1 (`question_id`, `turns`, answers in `choices`) and the repository's later one (`uid`,
@@ -51,11 +50,11 @@ def load_questions(source: str, baseline: str | None, n: int) -> list[Row]:
     return questions
 
 
-def _id(row: Row) -> str:
+def _id(row: Record) -> str:
     return str(row.get("question_id", row.get("uid")))
 
 
-def _answer(row: Row) -> str:
+def _answer(row: Record) -> str:
     if "choices" not in row:
         return str(row["answer"])
     content = row["choices"][0]["turns"][0]["content"]
@@ -63,11 +62,11 @@ def _answer(row: Row) -> str:
 
 
 def answer(
-    run: Run, engine: Engine, policy: Policy, questions: Sequence[Row], max_tokens: int, seed: int, chunk: int = 32
-) -> list[Row]:
+    run: Run, engine: Engine, policy: Policy, questions: Sequence[Record], max_tokens: int, seed: int, chunk: int = 32
+) -> list[Record]:
     """Write arena_answers.jsonl, {question_id, answer}, at temperature 0."""
 
-    def make(part: Sequence[Row]) -> list[Row]:
+    def make(part: Sequence[Record]) -> list[Record]:
         seeds = [seed_for(seed, str(q["question_id"])) for q in part]
         out = engine.generate([user_turn(policy, q["prompt"]) for q in part], max_tokens, 0.0, seeds)
         return [{"question_id": q["question_id"], "answer": c.text.strip()} for q, c in zip(part, out, strict=True)]
@@ -75,7 +74,7 @@ def answer(
     return in_chunks(run, "arena_answers.jsonl", questions, make, chunk)
 
 
-def request(template: Row, prompt: str, answer_a: str, answer_b: str) -> Conversation:
+def request(template: Record, prompt: str, answer_a: str, answer_b: str) -> Conversation:
     """The judge prompt for two answers in the order given."""
     values = {"prompt": prompt, "answer_a": answer_a, "answer_b": answer_b}
     return Conversation(({"role": "user", "content": fill(template["user"], values)},))
@@ -92,14 +91,14 @@ def play(
     run: Run,
     engine: Engine,
     template_file: str,
-    questions: Sequence[Row],
-    answers: Sequence[Row],
+    questions: Sequence[Record],
+    answers: Sequence[Record],
     reading: str,
     seed: int,
     margins: Margins | None = None,
     max_tokens: int = 2048,
     chunk: int = 32,
-) -> list[Row]:
+) -> list[Record]:
     """Write arena_games.jsonl, {question_id, games: [v1, v2]}: game 1 has the baseline as A, game 2 the model as A.
 
     Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (the original: 4096, and a
@@ -111,7 +110,7 @@ def play(
     if reading == "logprob" and margins is None:
         raise SaoError("Arena-Hard with reading: logprob needs a calibrated instrument that gives margins.")
 
-    def make(part: Sequence[Row]) -> list[Row]:
+    def make(part: Sequence[Record]) -> list[Record]:
         triples: list[Triple] = [(q["prompt"], q["baseline"], found[q["question_id"]]["answer"]) for q in part]
         if reading == "logprob" and margins:
             games = _by_margin(triples, margins)
@@ -139,7 +138,7 @@ def _by_margin(triples: list[Triple], margins: Margins) -> list[list[str | None]
     return games
 
 
-def score(games: Sequence[Row]) -> Row:
+def score(games: Sequence[Record]) -> Record:
     """{score, low, high, n, unparsed}: percent, with a 95% interval; null where no game has a verdict.
 
     `score` is the Bradley-Terry probability that the model beats the baseline. The original fits it by a logistic

@@ -7,11 +7,10 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.files import Record
 
-Row = dict[str, Any]
 
-
-def by_id(asked: Sequence[Row], answers: Sequence[Row], key: str, file: str) -> dict[Any, Row]:
+def by_id(asked: Sequence[Record], answers: Sequence[Record], key: str, file: str) -> dict[Any, Record]:
     """Rows of `answers`, read from `file`, by their `key`; raises SaoError when one in `asked` has none."""
     found = {row[key]: row for row in answers}
     missing = next((row[key] for row in asked if row[key] not in found), None)

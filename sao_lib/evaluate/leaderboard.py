@@ -19,8 +19,8 @@ import yaml
 
 from sao_lib.engines.models import attention_for
 from sao_lib.errors import SaoError
+from sao_lib.files import write_atomic
 from sao_lib.progress import Progress, quiet
-from sao_lib.runs import write_atomic
 from sao_lib.settings import ROOT, Leaderboard
 
 LOG = "lm_eval.log"

@@ -13,8 +13,8 @@ from typing import Any
 
 from sao_lib.engines.models import attention_for
 from sao_lib.errors import SaoError
+from sao_lib.files import append_rows, resume_rows
 from sao_lib.progress import Progress, quiet
-from sao_lib.runs import append_rows, resume_rows
 from sao_lib.sources import load_rows
 
 FILE = "logits.jsonl"

@@ -10,6 +10,7 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.evaluate.grading import by_id
+from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 
@@ -22,24 +23,22 @@ OPENING, CLOSING = r"[\s:*$\\(\[{]*", r"[\s.*$\\)\]}]*$"
 STATED = re.compile(rf"answer\s+is{OPENING}{NUMBER}", re.IGNORECASE)
 LAST_EQUALITY = re.compile(rf"={OPENING}{NUMBER}{CLOSING}")
 
-Row = dict[str, Any]
-
 
 def answer(
     run: Run,
     engine: Engine,
     policy: Policy,
-    problems: Sequence[Row],
+    problems: Sequence[Record],
     max_tokens: int,
     temperature: float,
     seed: int,
     template_file: str = TEMPLATE,
     chunk: int = 32,
-) -> list[Row]:
+) -> list[Record]:
     """Write math_answers.jsonl, {unique_id, output, finished, tokens}, for rows {unique_id, problem, ...}."""
     template = read_yaml(ROOT / template_file)
 
-    def make(part: Sequence[Row]) -> list[Row]:
+    def make(part: Sequence[Record]) -> list[Record]:
         requests = [user_turn(policy, fill(template["user"], {"problem": p["problem"]})) for p in part]
         seeds = [seed_for(seed, p["unique_id"]) for p in part]
         out = engine.generate(requests, max_tokens, temperature, seeds)
@@ -105,14 +104,14 @@ def _bare(text: str) -> str:
     return text.strip("$") if len(text) > 1 and text[0] == text[-1] == "$" else text
 
 
-def grade(problems: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
+def grade(problems: Sequence[Record], answers: Sequence[Record]) -> list[Record]:
     """Rows {unique_id, given, correct}, in the order of `problems`; `given` is the extracted answer or null."""
     found = by_id(problems, answers, "unique_id", "math_answers.jsonl")
     given = [(p, extract(found[p["unique_id"]]["output"])) for p in problems]
     return [{"unique_id": p["unique_id"], "given": g, "correct": is_correct(p["answer"], g)} for p, g in given]
 
 
-def score(rows: Sequence[Row]) -> dict[str, float | None]:
+def score(rows: Sequence[Record]) -> dict[str, float | None]:
     """{score, se, n, no_answer} of graded rows: percent correct with its binomial standard error; null without rows."""
     n = len(rows)
     share = sum(row["correct"] for row in rows) / n if n else None

@@ -9,13 +9,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import by_id, clustered_se, expected_digit
+from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 from sao_lib.sources import load_rows
@@ -26,10 +26,8 @@ DIGITS = tuple("123456789")
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 
-Row = dict[str, Any]
 
-
-def load_questions(source: str, n: int) -> list[Row]:
+def load_questions(source: str, n: int) -> list[Record]:
     """The first n rows {question_id, category, turns, reference?} of question.jsonl, FastChat's or the hub's copy.
 
     The hub's older copy calls the turns `prompt` and the id `prompt_id`; an empty reference is none.
@@ -49,11 +47,11 @@ def load_questions(source: str, n: int) -> list[Row]:
 
 
 def answer(
-    run: Run, engine: Engine, policy: Policy, questions: Sequence[Row], max_tokens: int, seed: int, chunk: int = 32
-) -> list[Row]:
+    run: Run, engine: Engine, policy: Policy, questions: Sequence[Record], max_tokens: int, seed: int, chunk: int = 32
+) -> list[Record]:
     """Write mt_answers.jsonl, {question_id, category, turns: [answer 1, answer 2]}, for rows of question.jsonl."""
 
-    def make(part: Sequence[Row]) -> list[Row]:
+    def make(part: Sequence[Record]) -> list[Record]:
         first = _turn(engine, part, [user_turn(policy, q["turns"][0]) for q in part], max_tokens, seed, 1)
         requests = [
             Conversation(
@@ -75,7 +73,7 @@ def answer(
 
 
 def _turn(
-    engine: Engine, questions: Sequence[Row], requests: list[Conversation], max_tokens: int, seed: int, turn: int
+    engine: Engine, questions: Sequence[Record], requests: list[Conversation], max_tokens: int, seed: int, turn: int
 ) -> list[str]:
     """One answer a question, in one call of the engine for each temperature."""
     places = defaultdict(list)
@@ -90,7 +88,9 @@ def _turn(
     return texts
 
 
-def rating_request(template: Row, question: Row, answers: Sequence[str], turn: int, most: int = 10) -> Conversation:
+def rating_request(
+    template: Record, question: Record, answers: Sequence[str], turn: int, most: int = 10
+) -> Conversation:
     """The grading prompt for turn 1 or 2 of a question, given the answers to both; ratings go from 1 to `most`.
 
     Turn 2 shows the whole conversation. A question with references is graded against them in WITH_REFERENCE only,
@@ -115,13 +115,13 @@ def rate(
     run: Run,
     engine: Engine,
     template_file: str,
-    questions: Sequence[Row],
-    answers: Sequence[Row],
+    questions: Sequence[Record],
+    answers: Sequence[Record],
     reading: str,
     seed: int,
     max_tokens: int = 512,
     chunk: int = 64,
-) -> list[Row]:
+) -> list[Record]:
     """Write mt_judgments.jsonl, {question_id, category, turn, score, text}, two rows a question; a failure is null.
 
     Reading "text" parses what the judge writes at temperature 0; its answer is cut at `max_tokens` (FastChat: 2048).
@@ -131,7 +131,7 @@ def rate(
     template, own = read_yaml(ROOT / template_file), by_id(questions, answers, "question_id", "mt_answers.jsonl")
     most = 9 if reading == "logprob" else 10
 
-    def make(part: Sequence[tuple[Row, int]]) -> list[Row]:
+    def make(part: Sequence[tuple[Record, int]]) -> list[Record]:
         requests = [rating_request(template, q, own[q["question_id"]]["turns"], turn, most) for q, turn in part]
         if reading == "logprob":
             requests = [replace(request, prefill=template["prefill"]) for request in requests]
@@ -149,7 +149,7 @@ def rate(
     return in_chunks(run, "mt_judgments.jsonl", [(q, turn) for q in questions for turn in (1, 2)], make, chunk)
 
 
-def scores(judgments: Sequence[Row]) -> Row:
+def scores(judgments: Sequence[Record]) -> Record:
     """{score, turn1, turn2, se, n, failed, by_category}, on the judge's scale; null where nothing was rated.
 
     `score` is FastChat's average: the mean over all `n` judgments of both turns. `failed` counts those without a
@@ -168,5 +168,5 @@ def scores(judgments: Sequence[Row]) -> Row:
     }
 
 
-def _mean(rows: Sequence[Row]) -> float | None:
+def _mean(rows: Sequence[Record]) -> float | None:
     return statistics.fmean(row["score"] for row in rows) if rows else None

@@ -10,6 +10,7 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for
 from sao_lib.engines.chat import fill
 from sao_lib.evaluate.grading import expected_digit
+from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, read_yaml
 
@@ -18,22 +19,20 @@ DIGITS = tuple("0123456789")
 MAX_TOKENS = 512  # of a judge's text; not in the paper
 OBJECT = re.compile(r"\{[^{}]*\}")
 
-Row = dict[str, Any]
 
-
-def metric_request(template: Row, row: Row, metric: str) -> Conversation:
+def metric_request(template: Record, row: Record, metric: str) -> Conversation:
     """A request for one metric's rating, its answer begun; the scale ends at 9 because one token is read."""
     values = {"metric": metric, "question": template["metrics"][metric], "most": "9"}
     return _request(template["one"], row, values, template["prefill"])
 
 
-def all_request(template: Row, row: Row) -> Conversation:
+def all_request(template: Record, row: Record) -> Conversation:
     """A request for all five ratings, 0 to 10, as one JSON object."""
     metrics = "\n".join(f"- {metric}: {template['metrics'][metric]}" for metric in METRICS)
     return _request(template["all"], row, {"metrics": metrics, "most": "10"}, "")
 
 
-def _request(text: str, row: Row, values: dict[str, str], prefill: str) -> Conversation:
+def _request(text: str, row: Record, values: dict[str, str], prefill: str) -> Conversation:
     content = fill(text, {**values, "prompt": row["prompt"], "response": row["response"]})
     return Conversation(({"role": "user", "content": content},), prefill)
 
@@ -60,8 +59,8 @@ def _rating(value: Any) -> float | None:
 
 
 def rate(
-    run: Run, engine: Engine, template_file: str, rows: Sequence[Row], reading: str, seed: int, chunk: int = 32
-) -> list[Row]:
+    run: Run, engine: Engine, template_file: str, rows: Sequence[Record], reading: str, seed: int, chunk: int = 32
+) -> list[Record]:
     """Write ratings.jsonl, {id, correctness, ..., relevance}, for rows {id, prompt, response}.
 
     Reading "text" asks once for a JSON object, each value 0 to 10 or null. Reading "logprob", for judges too small
@@ -69,12 +68,12 @@ def rate(
     """
     template = read_yaml(ROOT / template_file)
 
-    def in_text(part: Sequence[Row]) -> list[Row]:
+    def in_text(part: Sequence[Record]) -> list[Record]:
         seeds = [seed_for(seed, str(row["id"])) for row in part]
         out = engine.generate([all_request(template, row) for row in part], MAX_TOKENS, 0.0, seeds)
         return [{"id": row["id"], **parse_ratings(c.text)} for row, c in zip(part, out, strict=True)]
 
-    def in_logprobs(part: Sequence[Row]) -> list[Row]:
+    def in_logprobs(part: Sequence[Record]) -> list[Record]:
         read = engine.label_logprobs([metric_request(template, row, m) for row in part for m in METRICS], DIGITS)
         found = iter([expected_digit(logprobs, DIGITS) for logprobs in read])
         return [{"id": row["id"], **{metric: next(found) for metric in METRICS}} for row in part]
@@ -82,7 +81,7 @@ def rate(
     return in_chunks(run, "ratings.jsonl", rows, in_logprobs if reading == "logprob" else in_text, chunk)
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+def summary(rows: Sequence[Record]) -> dict[str, Any]:
     """{metric: {mean, se, n, failed}} and `average`, the mean of the five means; null where nothing was rated.
 
     `se` is the standard error of the mean over responses; `failed` counts ratings that could not be read.

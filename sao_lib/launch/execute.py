@@ -11,8 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from sao_lib.errors import SaoError
+from sao_lib.files import append_rows
 from sao_lib.progress import LOG, clock
-from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run, append_rows
+from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run
 from sao_lib.settings import NOTEBOOKS, ROOT
 
 ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable

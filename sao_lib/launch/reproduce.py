@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.files import write_atomic
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.doctor import gpus_here
 from sao_lib.launch.execute import execute
@@ -16,7 +17,7 @@ from sao_lib.plan import cost, planning
 from sao_lib.plan.planning import Plan
 from sao_lib.progress import clock
 from sao_lib.report.check import check
-from sao_lib.runs import MANIFEST, OUTPUTS, write_atomic
+from sao_lib.runs import MANIFEST, OUTPUTS
 from sao_lib.settings import ROOT, Machine, shown
 
 SPARE_GIB = 1.0

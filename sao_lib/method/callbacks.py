@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
 from sao_lib.engines.models import end_ids
+from sao_lib.files import append_rows, read_rows, write_atomic
 from sao_lib.progress import Progress
-from sao_lib.runs import append_rows, read_rows, write_atomic
 from sao_lib.settings import Train
 
 

@@ -7,17 +7,16 @@ folders, `reads` the parameters it depends on, `opens` what it needs.
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from sao_lib import hub
 from sao_lib.engines import Engine, open_engine, seed_for
+from sao_lib.files import Record
 from sao_lib.method.judge import Verdict, llm_verdicts, pairs_of, verdict_of
 from sao_lib.method.labelled import LabelledPair
 from sao_lib.method.rewards import RewardModel, open_reward_model
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Judge, Policy
-
-Row = dict[str, Any]  # of responses.jsonl
 
 
 class Source:
@@ -47,11 +46,11 @@ class Source:
         """What is impossible in the parameters, in words, if anything is."""
         return f"source: {cls.key} takes no model" if judge.model else None
 
-    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[Record], both: bool | None = None) -> list[Verdict]:
         """A verdict for each row {id, prompt, responses}; `both` overrides the orders a language model is asked in."""
         return [verdict_of(self.margin(row)) for row in rows]
 
-    def margin(self, row: Row) -> float:
+    def margin(self, row: Record) -> float:
         """Positive where response 1 is preferred, 0 for a tie."""
         raise NotImplementedError
 
@@ -65,7 +64,7 @@ class Chance(Source):
     key = "random"
     printed = "a seeded coin"
 
-    def margin(self, row: Row) -> float:
+    def margin(self, row: Record) -> float:
         return random.Random(seed_for(self.seed, row["id"])).choice((1.0, -1.0))
 
 
@@ -75,7 +74,7 @@ class Shorter(Source):
     key = "length"
     printed = "the shorter response"
 
-    def margin(self, row: Row) -> float:
+    def margin(self, row: Record) -> float:
         return float(len(row["responses"][1]["text"]) - len(row["responses"][0]["text"]))
 
 
@@ -104,7 +103,7 @@ class Reward(Source):
     def problem(cls, judge: Judge) -> str | None:
         return None if judge.model else f"source: {cls.key} needs a model"
 
-    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[Record], both: bool | None = None) -> list[Verdict]:
         prompts = [r["prompt"] for r in rows]
         one, two = (self.model.scores(prompts, [r["responses"][k]["text"] for r in rows]) for k in (0, 1))
         return [verdict_of(a - b) for a, b in zip(one, two, strict=True)]
@@ -144,7 +143,7 @@ class LanguageModel(Source):
     def problem(cls, judge: Judge) -> str | None:
         return None
 
-    def verdicts(self, rows: Sequence[Row], both: bool | None = None) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[Record], both: bool | None = None) -> list[Verdict]:
         asked_both = self.judge.orders == "both" if both is None else both
         return llm_verdicts(self.engine, pairs_of(rows), self.judge, asked_both, self.seed)
 
@@ -160,6 +159,6 @@ def open_source(judge: Judge, policy: Policy | None, engine: EngineSettings | No
     return SOURCES[judge.source](judge, policy, engine, seed, log)
 
 
-def as_rows(pairs: Sequence[LabelledPair]) -> list[Row]:
+def as_rows(pairs: Sequence[LabelledPair]) -> list[Record]:
     """Labelled pairs in the schema of responses.jsonl."""
     return [{"id": p["id"], "prompt": p["prompt"], "responses": [{"text": t} for t in p["responses"]]} for p in pairs]

@@ -11,8 +11,9 @@ from typing import Any, TypedDict
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine
 from sao_lib.engines.chat import Message, fill
+from sao_lib.files import write_rows
 from sao_lib.method.labelled import LabelledPair
-from sao_lib.runs import Run, write_rows
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Judge, read_yaml
 
 VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)

@@ -3,7 +3,7 @@
 import random
 from typing import TypedDict
 
-from sao_lib.runs import read_rows
+from sao_lib.files import read_rows
 from sao_lib.settings import PARAMS
 
 FILE = PARAMS / "data" / "labelled_answers.jsonl"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sao_lib.engines.models import known, resolve
+from sao_lib.engines.models import entry_of, resolve
 from sao_lib.progress import quiet
 
 RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
@@ -20,7 +20,7 @@ def open_reward_model(model: str, log: Path) -> RewardModel:
     folder = resolve(model)
     if (folder / "modules.json").is_file():
         return Relevance(folder, log)
-    return SequenceClassifier(folder, log, trust_remote_code=bool(known(model).get("trust_remote_code")))
+    return SequenceClassifier(folder, log, trust_remote_code=bool(entry_of(model).get("trust_remote_code")))
 
 
 class Relevance:

@@ -13,7 +13,8 @@ from sao_lib.engines import Conversation, user_turn
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.runs import Run, die_with_parent, read_rows, write_rows
+from sao_lib.files import read_rows, write_rows
+from sao_lib.runs import Run, die_with_parent
 from sao_lib.settings import ROOT, Policy, Train
 from sao_lib.sources import load_rows
 

@@ -22,9 +22,10 @@ from trl import DPOConfig, DPOTrainer
 from trl.distributed import DistributedBackend
 
 from sao_lib.engines.models import attention_for, resolve
+from sao_lib.files import read_rows, write_atomic
 from sao_lib.method.callbacks import Curves, Samples
 from sao_lib.method.losses import loss_named, simpo_reward
-from sao_lib.runs import Run, read_rows, write_atomic
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Train
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError
+from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.synthesize import PROMPT_SOURCES
-from sao_lib.runs import MANIFEST, OUTPUTS, digest, file_digest, identity
+from sao_lib.runs import MANIFEST, OUTPUTS, identity
 from sao_lib.settings import ROOT, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"

@@ -74,15 +74,15 @@ def _gpus(profile: str) -> int:
     return layers.validate(layers.profile_layers(profile)).machine.gpus
 
 
-def estimate(run: Planned, known: Runs, device: Device | None = None) -> Cost:
-    """The cost of a run; `known` holds the runs it reads, by folder. SaoError for a model without a rate or size."""
+def estimate(run: Planned, planned: Runs, device: Device | None = None) -> Cost:
+    """The cost of a run; `planned` holds the runs it reads, by folder. SaoError for a model without a rate or size."""
     device = device or devices_of(run.spec["profile"])[0]
-    wanted = asks(run, known)
+    wanted = asks(run, planned)
     over = device.entry["overhead"]
     fixed = over["run"] + over.get(run.spec["stage"], 0)
     hours = (fixed * device.count + sum(_seconds(ask, device) for ask in wanted)) / 3600
     tokens_out = sum(a.tokens_out + a.steps for a in wanted)
-    disk = NOTEBOOK_GIB + BYTES_PER_TOKEN * tokens_out / 2**30 + _weights_gib(run, known)
+    disk = NOTEBOOK_GIB + BYTES_PER_TOKEN * tokens_out / 2**30 + _weights_gib(run, planned)
     calls = sum(a.calls for a in wanted if a.model.startswith(API))
     read = sum(a.tokens_in + a.trained for a in wanted)
     return Cost(read, tokens_out, hours, disk, calls, sum(map(_dollars, wanted)))
@@ -132,13 +132,13 @@ def _dollars(ask: Ask) -> float:
     return float((ask.tokens_in * rate["input"] + ask.tokens_out * rate["output"]) / 1e6)
 
 
-def _weights_gib(run: Planned, known: Runs) -> float:
+def _weights_gib(run: Planned, planned: Runs) -> float:
     """What a training leaves on disk: the model, and its checkpoints where it keeps some."""
     if run.spec["stage"] != "train":
         return 0.0
     train = run.spec["params"]["train"]
     saved = BF16 if train["save_dtype"] == "bfloat16" else 2 * BF16
-    steps = trained_pairs(run, known) * train["epochs"] / train["global_batch"]
+    steps = trained_pairs(run, planned) * train["epochs"] / train["global_batch"]
     every = train["save_steps"]  # and once more at the end
     kept = OPTIMISER * min(CHECKPOINTS, math.ceil(steps / every)) if every else 0
     return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * (saved + kept) / 2**30
@@ -146,21 +146,21 @@ def _weights_gib(run: Planned, known: Runs) -> float:
 
 def disk_needed(runs: Sequence[Planned]) -> float:
     """GiB that the runs which are not done will write; trainings of a model of unknown size are left out."""
-    known, total = {run.folder: run for run in runs}, 0.0
+    planned, total = {run.folder: run for run in runs}, 0.0
     for run in runs:
         if not run.done:
             try:
-                total += estimate(run, known).disk_gib
+                total += estimate(run, planned).disk_gib
             except SaoError:
                 continue
     return total
 
 
-def over_cap(runs: Iterable[Planned], known: Runs) -> str | None:
+def over_cap(runs: Iterable[Planned], planned: Runs) -> str | None:
     """A sentence if the API calls of `runs` are expected to cost more than their engines' caps, else None."""
     spent, caps = 0.0, [0.0]
     for run in runs:
-        for ask in (a for a in asks(run, known) if a.model.startswith(API)):
+        for ask in (a for a in asks(run, planned) if a.model.startswith(API)):
             usd = _dollars(ask)
             spent, caps = spent + usd, [*caps, ask.cap]
             if usd > ask.cap:
@@ -203,9 +203,9 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
 
 def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
     """The table of stages, then wall clock, rent, downloads and what is assumed."""
-    known, devices = {run.folder: run for run in runs}, devices_of(plan.profile, plan.base.machine)
+    planned, devices = {run.folder: run for run in runs}, devices_of(plan.profile, plan.base.machine)
     unit = "GPU" if plan.base.machine.gpus else "core"
-    costs = {run.folder: estimate(run, known, devices[0]) for run in runs}
+    costs = {run.folder: estimate(run, planned, devices[0]) for run in runs}
     lines = [f"{'stage':15}{'runs':>5}{'to do':>6}{'k tokens in':>13}{'k out':>9}{unit + '-hours':>11}"
              f"{'disk GiB':>10}{'API calls':>11}{'API $':>9}"]  # fmt: skip
     for stage in NOTEBOOKS:
@@ -214,14 +214,14 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
     to_do = [run for run in runs if not run.done]
     lines += [_line("total", runs, costs), _line("to do", to_do, costs), ""]
     for device in devices:
-        hours = sum(estimate(run, known, device).device_hours for run in to_do)
+        hours = sum(estimate(run, planned, device).device_hours for run in to_do)
         lines.append(_clock_and_rent(device, hours, plan.base.machine))
     if took := _took([run for run in runs if run.done], costs, devices[0], unit):
         lines.append(took)
-    if hub := _hub_models(to_do, known):
+    if hub := _hub_models(to_do, planned):
         lines.append(f"Models to have from the hub: {sum(hub.values()):.0f} GiB ({len(hub)} models).")
     lines.append(f"Rates of {rates()['dated']} (params/rates.yaml). {devices[0].name}: {_origin(devices[0])}.")
-    reason = over_cap(to_do, known)
+    reason = over_cap(to_do, planned)
     return [*lines, f"Would be refused: {reason}"] if reason else lines
 
 
@@ -261,7 +261,7 @@ def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
     )
 
 
-def _hub_models(runs: list[Planned], known: Runs) -> dict[str, float]:
+def _hub_models(runs: list[Planned], planned: Runs) -> dict[str, float]:
     """GiB of weights to fetch, by model."""
-    named = {ask.model for run in runs for ask in asks(run, known)}
+    named = {ask.model for run in runs for ask in asks(run, planned)}
     return {m: _billions(m) * 1e9 * BF16 / 2**30 for m in named if not m.startswith((API, "embedded/", ".", "/"))}

@@ -14,10 +14,11 @@ from sao_lib import sources
 from sao_lib.engines import models
 from sao_lib.engines.openai_api import JOURNAL, require_key
 from sao_lib.errors import SaoError
+from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers
 from sao_lib.plan.chain import Chain, Planned, Row, models_of, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
-from sao_lib.runs import MANIFEST, digest, identity, load, outdated, write_atomic
+from sao_lib.runs import MANIFEST, identity, load, outdated
 from sao_lib.settings import Settings
 
 LONGEST = 60  # characters of assignments in a folder's name
@@ -136,15 +137,16 @@ def _rows(profile: str, name: str, experiment: Experiment, given: tuple[str, ...
     line = ("the command line", layers.from_command_line(list(given)))
     common = [*layers.profile_layers(profile), (where, experiment.settings.get(profile, {}))]
     base = layers.validate([*common, line])
-    rows, varied = [], {}
+    own, stand_ins = {}, {}
     for key, row in experiment.rows.items():
         used = [(f"{file}, preset {n}", *_preset(base, n, f"{where}, row {key}")) for n in row.use]
-        own = [*((w, layer) for w, layer, _ in used), (f"{where}, row {key}", row.parameters)]
-        varied[key] = [layer for _, layer in own]
-        stand_ins = [label for *_, label in used if label]
-        rows.append(_row(key, row, layers.validate([*common, *own, line]), stand_ins, experiment))
-    _refuse_varied(given, varied, name)
-    return base, rows
+        own[key] = [*((w, layer) for w, layer, _ in used), (f"{where}, row {key}", row.parameters)]
+        stand_ins[key] = [label for *_, label in used if label]
+    _refuse_varied(given, {key: [layer for _, layer in mine] for key, mine in own.items()}, name)
+    return base, [
+        _row(key, row, layers.validate([*common, *own[key], line]), stand_ins[key], experiment)
+        for key, row in experiment.rows.items()
+    ]
 
 
 def _row(key: str, row: RowSpec, merged: Settings, stand_ins: list[str], experiment: Experiment) -> Row:

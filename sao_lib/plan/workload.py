@@ -61,10 +61,10 @@ def expected(kind: str, limit: float) -> float:
     return min(float(lengths[kind]), lengths["share"] * limit)
 
 
-def asks(run: Planned, known: Runs) -> list[Ask]:
-    """What the run asks of models, none for a table. `known` holds the runs that it reads, by folder."""
+def asks(run: Planned, planned: Runs) -> list[Ask]:
+    """What the run asks of models, none for a table. `planned` holds the runs that it reads, by folder."""
     make: Callable[[Params, Planned, Runs], list[Ask]] | None = STAGES.get(run.spec["stage"])
-    return make(run.spec["params"], run, known) if make else []
+    return make(run.spec["params"], run, planned) if make else []
 
 
 def _length(kind: str) -> float:
@@ -81,10 +81,10 @@ def _turn(policy: Params) -> float:
     return 2 * _length("turn") + len(policy["system"] or "") / CHARACTERS_PER_TOKEN
 
 
-def _source(run: Planned, known: Runs) -> Params:
+def _source(run: Planned, planned: Runs) -> Params:
     """The synthesize parameters behind a judge's or a training's pairs."""
     while run.spec["stage"] != "synthesize":
-        run = known[run.inputs.get("judge") or run.inputs["synthesize"]]
+        run = planned[run.inputs.get("judge") or run.inputs["synthesize"]]
     return dict(run.spec["params"]["synthesize"])
 
 
@@ -98,7 +98,7 @@ def _prompt(s: Params) -> float:
     return expected("prompt", s["max_prompt_tokens"])
 
 
-def _synthesize(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _synthesize(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     s = p["synthesize"]
     writer, answers = s["generator"] or p["policy"], 2 * pairs_of(s)
     calls, tokens_in, tokens_out, cached = answers, answers * (_turn(writer) + _prompt(s)), 0.0, 0.0
@@ -111,8 +111,8 @@ def _synthesize(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return [Ask(writer["model"], calls, tokens_in, tokens_out, cached, cap=p["engine"]["max_usd"])]
 
 
-def _judge(p: Params, run: Planned, known: Runs) -> list[Ask]:
-    j, s = p["judge"], _source(run, known)
+def _judge(p: Params, run: Planned, planned: Runs) -> list[Ask]:
+    j, s = p["judge"], _source(run, planned)
     prompt, response = _prompt(s), expected("response", s["max_response_tokens"])
     pairs, audit = pairs_of(s), FAULTS * j["audit_questions"]
     opens = SOURCES[j["source"]].opens
@@ -128,19 +128,19 @@ def _judge(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return [Ask(model, calls, calls * (form + prompt + 2 * response), calls * out, cap=p["engine"]["max_usd"])]
 
 
-def trained_pairs(run: Planned, known: Runs) -> float:
+def trained_pairs(run: Planned, planned: Runs) -> float:
     """Pairs that a training is expected to see in an epoch."""
     t = run.spec["params"]["train"]
-    pairs = float(_rows(t["data"])) if t["data"] else _length("decided") * pairs_of(_source(run, known))
+    pairs = float(_rows(t["data"])) if t["data"] else _length("decided") * pairs_of(_source(run, planned))
     return float(min(max(pairs - t["held_out"], t["global_batch"]), t["pairs"] or math.inf))
 
 
-def _train(p: Params, run: Planned, known: Runs) -> list[Ask]:
-    t, policy, kept = p["train"], p["policy"], trained_pairs(run, known)
+def _train(p: Params, run: Planned, planned: Runs) -> list[Ask]:
+    t, policy, kept = p["train"], p["policy"], trained_pairs(run, planned)
     if t["data"]:
         sequence = expected("prompt", 100) + expected("response", t["max_length"] / 4)
     else:
-        s = _source(run, known)
+        s = _source(run, planned)
         sequence = _prompt(s) + expected("response", s["max_response_tokens"])
     per_pair = 2 * (_turn(policy) + sequence)
     effort = 4 / 3 if t["gradient_checkpointing"] else 1  # the forward pass is done twice
@@ -193,7 +193,7 @@ def _opened(p: Params, answering: bool) -> list[Ask]:
     return [] if kept or model.startswith("openai/") else [Ask(model, cap=cap)]
 
 
-def _evaluate(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     e, policy = p["evaluate"], p["policy"]
     response, answering = expected("response", e["max_tokens"]), "answers" not in run.inputs
     out = _opened(p, answering)
@@ -207,7 +207,7 @@ def _evaluate(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return out + _judged(p, e["n"], response)
 
 
-def _chat_benchmarks(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     b, policy = p["chat_benchmarks"], p["policy"]
     response, prompt, turn = expected("response", b["max_tokens"]), expected("prompt", 120), _turn(policy)
     mt, arena = b["mt_bench_n"], b["arena_hard_n"]
@@ -223,7 +223,7 @@ def _chat_benchmarks(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return [*out, Ask(model, 2 * arena, games, 2 * arena * expected("response", 2048), starts=None, cap=cap)]
 
 
-def _leaderboard(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _leaderboard(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     settings, read, generated = p["leaderboard"], 0.0, 0.0
     for name, task in rates()["leaderboard"].items():
         n = task["questions"]
@@ -237,14 +237,14 @@ def _leaderboard(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return [Ask(p["policy"]["model"], 0, read, 0, steps=steps, starts="transformers")]
 
 
-def _math500(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _math500(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     m, policy = p["math500"], p["policy"]
     read = m["n"] * (_turn(policy) + _form(m["template"]) + expected("prompt", 100))
     return [Ask(policy["model"], m["n"], read, m["n"] * expected("response", m["max_tokens"]))]
 
 
-def _rating(p: Params, run: Planned, known: Runs) -> list[Ask]:
-    r, s = p["rating"], _source(run, known)
+def _rating(p: Params, run: Planned, planned: Runs) -> list[Ask]:
+    r, s = p["rating"], _source(run, planned)
     n = min(r["n"], _length("decided") * pairs_of(s))
     calls, out = (n, expected("verdict", 100)) if r["reading"] == "text" else (n * METRICS, 1.0)
     read = _length("form") + _prompt(s) + expected("response", s["max_response_tokens"])
@@ -252,7 +252,7 @@ def _rating(p: Params, run: Planned, known: Runs) -> list[Ask]:
     return [Ask(r["model"] or p["policy"]["model"], calls, calls * read, calls * out, cap=cap)]
 
 
-def _logits(p: Params, run: Planned, known: Runs) -> list[Ask]:
+def _logits(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     settings, policy = p["logits"], p["policy"]
     n, response = 2 * settings["prompts"], expected("response", settings["max_tokens"])
     read = n * (_turn(policy) + expected("prompt", 100))

@@ -5,11 +5,12 @@ import html
 from pathlib import Path
 
 from sao_lib.errors import SaoError
+from sao_lib.files import write_atomic
 from sao_lib.plan.experiment import experiments
 from sao_lib.report import paper
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.report.table import caption, claim_lines, claims, formatted
-from sao_lib.runs import OUTPUTS, Run, load, write_atomic
+from sao_lib.runs import OUTPUTS, Run, load
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sao_lib.files import write_atomic
 from sao_lib.hub import short
 from sao_lib.report import texts
 from sao_lib.report.claims import claim_verdict, paper_verdict
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.rows import TableRows, experiment_of
-from sao_lib.runs import Run, outdated_behind, write_atomic
+from sao_lib.runs import Run, outdated_behind
 from sao_lib.settings import PARAMS, read_yaml
 
 LONG = 60  # characters of a cell that a LaTeX table wraps

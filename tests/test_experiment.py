@@ -1,0 +1,127 @@
+"""An experiment file is checked before anything runs, and a mistake in it is one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sao_lib import settings
+from sao_lib.errors import SaoError
+from sao_lib.plan import experiment, planning
+from sao_lib.report.check import check
+
+WHOLE: dict[str, Any] = {
+    "title": "A table of one's own",
+    "question": "Does it run?",
+    "ours": True,
+    "columns": ["wr", "se", "n"],
+    "rows": {"length": {"label": "Length", "judge": {"source": "length", "model": None, "engine": None}},
+             "self": {"label": "Self"}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write experiments/mine.yaml with changes; None takes a key out."""
+    (tmp_path / "experiments").mkdir()
+    for other in ("profiles", "paper.yaml", "shows.yaml", "rates.yaml"):
+        (tmp_path / other).symlink_to(settings.PARAMS / other)
+    for module in (settings, experiment):
+        monkeypatch.setattr(module, "PARAMS", tmp_path)
+
+    def file(**changes: Any) -> None:
+        body = {k: v for k, v in {**WHOLE, **changes}.items() if v is not None}
+        (tmp_path / "experiments" / "mine.yaml").write_text(yaml.safe_dump(body))
+
+    return file
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"rows": {"self": {"label": "Self", **changes}}}
+
+
+def test_the_least_that_an_experiment_needs(write: Any) -> None:
+    write()
+    check("mine")
+    assert experiment.read("mine").claims == []
+    assert experiment.experiments() == []
+    assert experiment.experiments(ours=True) == ["mine"]
+
+
+MISTAKES = [
+    ({"rows": None}, "Key 'rows' is missing in params/experiments/mine.yaml."),
+    ({"rows": {}}, "Key 'rows'"),
+    ({"rows": {"self": {}}}, "Key 'rows.self.label' is missing"),
+    ({"title": None}, "Key 'title' is missing"),
+    ({"claims": [{"sentence": "So it is."}]}, "Key 'claims.0.holds' is missing"),
+    ({"runs": ["evalute"]}, "Key 'runs.0' in params/experiments/mine.yaml is 'evalute': input should be 'synthesize'"),
+    ({"colums": ["wr"]}, "Unknown key 'colums'"),
+    ({"columns": None}, "either columns or a table"),
+    ({"table": "lengths"}, "either columns or a table"),
+    ({"columns": ["wr", "win_rate"]}, "There is no column 'win_rate'; there are: lc, "),
+    ({"columns": ["math500"]}, "the column math500 needs the stage math500, which no row runs"),
+    ({"columns": ["paper.wr"]}, "the column paper.wr is empty"),
+    ({"columns": None, "table": "length"}, "there is no table 'length'; there are: repeated_prompts"),
+    ({"figure": {"kind": "pie"}}, "there is no figure kind 'pie'; there are: dots"),
+    ({"figure": {"kind": "dots", "metric": "winrate"}}, "there is no figure metric 'winrate'; there are: wr"),
+    ({"claims": [{"sentence": "So.", "holds": "self.wr > random.wr"}]}, "names the row 'random'; there are: length"),
+    ({"claims": [{"sentence": "So.", "holds": "self.wr < length.wr"}]}, "must read 'row.metric > row.metric'"),
+    ({"claims": [{"sentence": "So.", "holds": "self.f1 > length.f1"}]}, "there is no claim metric 'f1'; there are: wr"),
+    ({"settings": {"laptop": {"seed": 1}}}, "settings has 'laptop', which is no profile; there are: cpu"),
+    (row(trained="false"), "Key 'rows.self.trained'"),
+    (row(iterations=0), "Key 'rows.self.iterations'"),
+    (row(trianed=False), "a row has no 'trianed'; it may have: label, use"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "sentence"), MISTAKES, ids=[sentence[:40] for _, sentence in MISTAKES])
+def test_a_mistake_is_one_sentence_before_anything_runs(write: Any, changes: dict[str, Any], sentence: str) -> None:
+    write(**changes)
+    with pytest.raises(SaoError) as found:
+        check("mine")
+    assert sentence in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (row(train={"gama": 1}), "Unknown parameter 'train.gama' in params/experiments/mine.yaml, row self"),
+        (row(use=["gpt-9"]), "uses the preset 'gpt-9'"),
+        (row(judge={"source": "longer"}), "'judge.source' in params/experiments/mine.yaml, row self is 'longer'"),
+        (row(train={"loss": "ipo"}), "'train.loss' in params/experiments/mine.yaml, row self is 'ipo'; there are: "),
+        (row(synthesize={"source": "web"}), "'synthesize.source' in params/experiments/mine.yaml, row self is 'web'"),
+        (row(judge={"source": "reward"}), "judge: source: reward needs a model"),
+        (row(judge={"source": "length", "model": "x/y"}), "judge: source: length takes no model"),
+    ],
+)  # fmt: skip
+def test_names_in_parameters_are_looked_up_when_planning(write: Any, changes: dict[str, Any], sentence: str) -> None:
+    write(**changes)
+    with pytest.raises(SaoError) as found:
+        planning.make("cpu", "mine")
+    assert sentence in str(found.value)
+
+
+def test_set_has_a_folder_of_its_own_and_says_its_command() -> None:
+    plain, changed = planning.make("cpu", "smoke"), planning.make("cpu", "smoke", ["train.beta=2", "seed=7"])
+    assert plain.table.folder == "cpu/smoke"
+    assert changed.table.folder == "cpu/smoke@seed=7,train.beta=2"
+    assert changed.table.spec["params"]["command"] == "make reproduce-smoke PROFILE=cpu SET='train.beta=2 seed=7'"
+    odd = planning.make("cpu", "smoke", ["policy.model=org/name@main"]).table.folder
+    assert odd.startswith("cpu/smoke@policy.model=org-name-main-")
+    assert planning.make("cpu", "smoke", ["machine.jobs=1", "engine.max_usd=9"]).table.folder == "cpu/smoke"
+
+
+@pytest.mark.parametrize("given", ["judge.source=random", "judge.model=x/y", "judge={source: random}"])
+def test_set_cannot_lie_over_what_the_rows_vary(write: Any, given: str) -> None:
+    write()
+    with pytest.raises(SaoError, match=r"SET cannot change judge.* in mine: .* row\(s\) length set themselves"):
+        planning.make("cpu", "mine", [given])
+
+
+def test_set_cannot_change_what_a_preset_gives_a_row() -> None:
+    with pytest.raises(SaoError, match=r"train\.pairs in figure1: .* small, medium"):
+        planning.make("cpu", "figure1", ["train.pairs=8"])
+    with pytest.raises(SaoError, match=r"train\.beta in table4: .* dpo, orpo"):
+        planning.make("cpu", "table4", ["train.beta=2"])
