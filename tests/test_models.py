@@ -65,7 +65,7 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
 
 def test_wrong_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {**models.entry_of("embedded/smollm2-135m-instruct"), "sha256": "0" * 64}
-    monkeypatch.setattr(models, "known", lambda _: entry)
+    monkeypatch.setattr(models, "entry_of", lambda _: entry)
     monkeypatch.setattr(models, "CACHE", tmp_path)
     with pytest.raises(SaoError, match="sha256 differs"):
         models.resolve("embedded/smollm2-135m-instruct")

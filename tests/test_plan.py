@@ -36,6 +36,15 @@ def test_a_training_parameter_changes_trainings_and_leaves_judging_alone() -> No
     assert not any("untrained" in folder for folder in before - after)
 
 
+def test_the_evaluation_judges_template_is_part_of_what_an_evaluation_is() -> None:
+    before, after = folders(), folders("evaluate.judge_template=params/templates/ranking.yaml")
+    changed = stages(sorted(set(before) - set(after)))
+    assert changed["evaluate"] == stages(before)["evaluate"]
+    assert changed["judge"] == changed["train"] == 0
+    run = next(run for run in plan.make("cpu", "table6").runs if run.spec["stage"] == "evaluate")
+    assert "params/templates/ranking_small.yaml" in run.spec["files"], "an edited template is another identity"
+
+
 def test_identity_does_not_depend_on_how_the_machine_is_used() -> None:
     assert folders() == folders("machine.jobs=1")
 

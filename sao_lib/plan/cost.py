@@ -194,11 +194,16 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
         print(f"No estimate: {reason}")
     print("\nRuns:")
     for run in runs:
-        print(f"  {'done' if run.done else 'to do':5}  {run.folder}")
+        print(f"  {_state(run):5}  {run.folder}")
     if len(plans) > 1:
         print(f"The tables ask for {sum(len(plan.runs) for plan in plans)} runs; these {len(runs)} are distinct.")
     base = plans[0].base
     print(f"{sum(len(p.rows) for p in plans)} rows; policy {base.policy.model}; {base.synthesize.n} personas")
+
+
+def _state(run: Planned) -> str:
+    """`stale`: done, by other code than this or from an input that is another by now."""
+    return "stale" if planning.changes(run) else "done" if run.done else "to do"
 
 
 def _summary(plan: Plan, runs: list[Planned]) -> list[str]:

@@ -22,14 +22,17 @@ td { white-space: pre-wrap; max-width: 38rem; } nav a { margin-right: .8rem; }
 
 
 def write_page(profile: str) -> Path:
-    """Write outputs/<profile>/report.html from the tables that have finished; raises SaoError when none has."""
-    found = {name: load(OUTPUTS / profile / name) for name in experiments()}
-    done = {name: run for name, run in found.items() if run}
+    """Write outputs/<profile>/report.html from the tables that have finished; raises SaoError when none has.
+
+    The paper's come first, each followed by what SET made of it; then the suite's own.
+    """
+    names = [n for name in experiments(ours=True) for n in (name, *_variants(profile, name))]
+    done = {name: run for name in names if (run := load(OUTPUTS / profile / name))}
     if not done:
         raise SaoError(f"No table of profile {profile} has finished; run `make reproduce-all PROFILE={profile}` first.")
-    missing = [name for name in found if name not in done]
+    missing = [name for name in experiments() if name not in done]
     parts = [f"<h1>SAO, reproduced: profile {profile}</h1>"]
-    parts += [f"<nav>{''.join(f'<a href=#{name}>{name}</a>' for name in done)}</nav>"]
+    parts += [f"<nav>{''.join(map(_link, done))}</nav>"]
     if missing:
         parts.append(f"<p class=note>Not finished: {', '.join(missing)}.</p>")
     parts += [_section(name, run) for name, run in done.items()]
@@ -37,18 +40,28 @@ def write_page(profile: str) -> Path:
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>SAO, reproduced</title><style>{STYLE}</style>"
     path = OUTPUTS / profile / "report.html"
     write_atomic(path, page + "\n".join(parts) + "</html>\n")
-    print(f"{len(done)} of {len(found)} tables and figures: {path}")
+    print(f"{len(done)} tables and figures, {len(missing)} of the paper's not finished: {path}")
     return path
+
+
+def _link(name: str) -> str:
+    return f'<a href="#{html.escape(name)}">{html.escape(name)}</a>'
+
+
+def _variants(profile: str, name: str) -> list[str]:
+    return sorted(path.name for path in (OUTPUTS / profile).glob(f"{name}@*"))
 
 
 def _section(name: str, run: Run) -> str:
     experiment, rows = experiment_of(run), table_rows(run)
-    parts = [f"<h2 id={name}>{name}: {html.escape(experiment.title)}</h2>"]
+    parts = [f'<h2 id="{html.escape(name)}">{html.escape(name)}: {html.escape(experiment.title)}</h2>']
     parts += [f"<p>{html.escape(experiment.question)} ({html.escape(experiment.where)})</p>"]
-    picture = run.folder / f"{name}.png"
+    picture = run.folder / f"{run.params['experiment']}.png"
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f'<img alt="{name}: {html.escape(experiment.title)}" src="data:image/png;base64,{data}">')
+        parts.append(
+            f'<img alt="{html.escape(name)}: {html.escape(experiment.title)}" src="data:image/png;base64,{data}">'
+        )
     parts.append(_table(formatted(run, rows)))
     parts += [f"<p class=note>{html.escape(line)}</p>" for line in caption(run, rows).split("\n")]
     checked = claims(run, rows)
