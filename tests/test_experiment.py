@@ -89,8 +89,8 @@ def test_a_mistake_is_one_sentence_before_anything_runs(write: Any, changes: dic
     [
         (row(train={"gama": 1}), "Unknown parameter 'train.gama' in params/experiments/mine.yaml, row self"),
         (row(use=["gpt-9"]), "uses the preset 'gpt-9'"),
-        (row(judge={"source": "longer"}), "'judge.source' in params/experiments/mine.yaml, row self is 'longer'"),
-        (row(train={"loss": "ipo"}), "'train.loss' in params/experiments/mine.yaml, row self is 'ipo'; there are: "),
+        (row(judge={"source": "nobody"}), "'judge.source' in params/experiments/mine.yaml, row self is 'nobody'"),
+        (row(train={"loss": "none"}), "'train.loss' in params/experiments/mine.yaml, row self is 'none'; there are: "),
         (row(synthesize={"source": "web"}), "'synthesize.source' in params/experiments/mine.yaml, row self is 'web'"),
         (row(judge={"source": "reward"}), "judge: source: reward needs a model"),
         (row(judge={"source": "length", "model": "x/y"}), "judge: source: length takes no model"),

@@ -67,7 +67,7 @@ def test_orpo_of_a_response_that_is_all_but_certain_has_a_gradient(sure: float, 
 
 def test_a_loss_that_does_not_exist_names_those_that_do() -> None:
     assert loss_named("orpo") is LOSSES["orpo"]
-    with pytest.raises(SaoError, match="no loss 'spin'; there are: dpo, orpo, simpo"):
+    with pytest.raises(SaoError, match="no loss 'spin'; there are: dpo.*simpo"):
         loss_named("spin")
 
 
