@@ -21,7 +21,7 @@ from sao_lib.engines.openai_api import JOURNAL, WORKERS, OpenAIEngine, most_usd
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, read_rows
 from sao_lib.method import judge
-from sao_lib.method.feedback import Feedback
+from sao_lib.method.feedback import open_source
 from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, ROOT, Engine, Judge, Policy
 
@@ -259,7 +259,7 @@ def test_the_judge_stage_continues_within_a_chunk(
 
     def verdicts(run: Run) -> list[dict[str, Any]]:
         policy, api = Policy(model="openai/gpt-4o-mini"), Engine(kind="openai", max_usd=1)
-        source = Feedback(settings, policy, api, 0, run.folder / "engine.log")
+        source = open_source(settings, policy, api, 0, run.folder / "engine.log")
         return judge.rank(run, rows, source.verdicts, 8)
 
     run = make_run()

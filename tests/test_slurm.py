@@ -15,12 +15,14 @@ from typing import get_args
 
 import interrupted
 import pytest
+from filelock import FileLock
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from sao_lib.errors import SaoError
 from sao_lib.launch import cluster
 from sao_lib.plan import planning as plan
+from sao_lib.runs import LOCK
 from sao_lib.settings import NOTEBOOKS, ROOT, Stage
 
 SCRIPTS = ROOT / "tests" / "slurm"
@@ -160,9 +162,9 @@ def wait_until_idle() -> None:
 
 
 def test_two_jobs_asked_for_the_same_run_produce_it_once(slurm: Path, outputs: Path) -> None:
-    table = outputs / "cpu" / "table13"
+    table = next((outputs / "cpu").glob("table13@*"))
     (table / "run.json").unlink()
-    before, job = len(runs_done(outputs)), f"{sys.executable} -m sao_lib run {table} --of cpu/table13"
+    before, job = len(runs_done(outputs)), f"{sys.executable} -m sao_lib run {table} --of cpu/{table.name}"
     submit = ["sbatch", "--mem=2000", "--output", f"{outputs}/%j.log", "--chdir", str(ROOT), "--wrap", job]
     known = len(ended(slurm))
     wait_until_idle()
@@ -183,14 +185,17 @@ def test_an_interrupted_command_takes_its_jobs_back(slurm: Path, tmp_path: Path)
     slow.parent.mkdir()
     slow.write_text(f'#!/bin/sh\ntouch {asked}\nsleep 5\nexec {shutil.which("squeue")} "$@"\n')
     slow.chmod(0o755)
+    first = tmp_path / "outputs" / plan.make("cpu", "table13", SMALLEST).runs[0].folder
+    first.mkdir(parents=True)
     wait_until_idle()
     known = len(ended(slurm))
-    process = reproduce(tmp_path / "outputs", PATH=f"{slow.parent}:{os.environ['PATH']}")
-    deadline = time.monotonic() + 120
-    while not asked.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said, complaint = process.communicate()
-    assert complaint == "Stopped; run the same command to continue.\n", said
-    wait_until_idle()
+    with FileLock(first / LOCK):  # the job waits for it, and so cannot end by itself before it is cancelled
+        process = reproduce(tmp_path / "outputs", PATH=f"{slow.parent}:{os.environ['PATH']}")
+        deadline = time.monotonic() + 120
+        while not asked.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, complaint = process.communicate()
+        assert complaint == "Stopped; run the same command to continue.\n", said
+        wait_until_idle()
     assert [job["JobState"] for job in ended(slurm)[known:]] == ["CANCELLED"]
