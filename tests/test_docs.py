@@ -8,19 +8,43 @@ import pytest
 from sao_lib.settings import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z][a-z0-9-]+)", README))))
-def test_every_make_command_in_the_readme_exists(target: str) -> None:
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z][a-z0-9-]+)", PAGES))))
+def test_every_make_command_in_the_documents_exists(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:params|benchmarks|notebooks|sao_lib)/[\w./]+)`", README)))
+    "path",
+    sorted(
+        set(re.findall(r"`((?:params|benchmarks|notebooks|sao_lib|tests)/[\w./]+)`", PAGES))
+        | set(re.findall(r"\]\((?!https?:)([\w./-]+)\)", README))
+    ),
 )
-def test_every_file_the_readme_names_exists(path: str) -> None:
-    assert (ROOT / path).exists()
+def test_every_file_the_documents_name_exists(path: str) -> None:
+    assert (ROOT / path).exists() or path == "params/experiments/mine.yaml" or path == "sao_lib/evaluate/mine.py"
+
+
+def test_the_readmes_tree_has_a_phrase_for_every_file_of_the_library() -> None:
+    tree = README.split("\nsao_lib/\n")[1].split("\noutputs/")[0]
+    folder, named = "", set()
+    for line in tree.splitlines():
+        place, phrase = line.split(None, 1)
+        assert phrase
+        if place.endswith("/"):
+            folder = place
+        else:
+            named.add((folder if line.startswith("    ") else "") + place)
+    library = ROOT / "sao_lib"
+    files = {path.relative_to(library).as_posix() for path in library.rglob("*.py") if not path.name.startswith("__")}
+    assert named == files
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.split()) <= 1600
 
 
 def test_help_lists_every_target() -> None:
