@@ -43,6 +43,7 @@ def fake_results(run: Planned) -> dict[str, Any]:
                        "diversity": 0.625},
         "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": {"agreement": 0.7, "flip": None}},
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
+        "answer": {},
         "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
         "chat_benchmarks": {"mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
                             "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
@@ -68,8 +69,8 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
             "verdicts.jsonl": [{"id": i, "verdict": 1, "margin": 0.5} for i in ids],
             "preferences.jsonl": [{"id": i, "prompt": chat, "chosen": chat, "rejected": chat} for i in ids],
         },
+        "answer": {"answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids]},
         "evaluate": {
-            "answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids],
             "annotations.jsonl": [
                 {"instruction": f"Why {i}?", "output_1": "So.", "output_2": "Because.", "preference": 1.0 + n % 2}
                 for n, i in enumerate(ids)
