@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,21 @@ def test_a_row_that_cannot_run_is_named_with_its_reason_and_keeps_the_papers_num
     assert "not run" in line
     assert "Not run: Length-based feedback: The model x cannot be had." in table.caption(run, rows)
     assert "not run" in [c["verdict"] for c in table.claims(run, rows)]
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "table11", "table12", "table14"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_figure_or_table_of_texts_without_one_of_its_rows_shows_the_others(
+    name: str, place: int, outputs: Path
+) -> None:
+    made = plan.make("cpu", name)
+    rows = list(made.rows)
+    rows[place] = replace(rows[place], skipped="The model x cannot be had.")
+    run = finished(plan.joined(replace(made, rows=rows)))
+    shown = table_rows(run)
+    table.write_tables(run, shown, table.claims(run, shown))
+    assert len(table.formatted(run, shown)) > 1
+    assert figures.draw(run, shown, run.folder / f"{name}.png") or not experiment_of(run).figure
 
 
 def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Path) -> None:

@@ -243,6 +243,8 @@ class Chain:
 
     def _rating(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
+        if "judge" not in self.roles:
+            raise SaoError("Stage rating grades the responses that a feedback source chose, and this row has none.")
         params = {"seed": s.seed, **self._model, "rating": s.rating.model_dump()}
         judged = self.roles["judge"]
         return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])

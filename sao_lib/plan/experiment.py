@@ -2,15 +2,26 @@
 
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, Settings, Stage, Strict, experiment_file, read_yaml
 
 PREDICATE = re.compile(r"(?P<row>\S+)\.(?P<metric>\w+) > (?P<other>\S+)\.(?P<other_metric>\w+)")
+
+
+def _of_a_row(stage: Stage) -> Stage:
+    if stage == "ablate":
+        raise ValueError("ablate makes the table itself, no row runs it")
+    if stage == "answer":
+        raise ValueError("answer has no result of its own, name evaluate, which reads the answers")
+    return stage
+
+
+RowStage = Annotated[Stage, AfterValidator(_of_a_row)]
 
 
 class Printed(Strict):
@@ -31,7 +42,7 @@ class RowSpec(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
     label: str
     use: list[str] = []
-    runs: tuple[Stage, ...] | None = None
+    runs: tuple[RowStage, ...] | None = None
     trained: StrictBool = True
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
@@ -100,7 +111,7 @@ class Experiment(Strict):
     columns: list[str] = []
     table: str | None = None
     figure: Figure | None = None
-    runs: tuple[Stage, ...] = ("evaluate",)
+    runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
     rows: dict[str, RowSpec] = Field(min_length=1)
     claims: list[Claim] = []
