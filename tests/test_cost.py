@@ -158,15 +158,17 @@ def test_assumed_rates_are_said_to_be_assumed(capsys: pytest.CaptureFixture[str]
 
 def test_a_cap_refuses_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = api_runs(monkeypatch, tmp_path)
-    cost.check_cap(runs)
+    cost.check_cap(runs, runs)
+    capped = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
     with pytest.raises(SaoError, match=r"^Nothing was started: .* more than .*engine\.max_usd = \$0\.00"):
-        cost.check_cap(api_runs(monkeypatch, tmp_path, "engine.max_usd=0"))
+        cost.check_cap(capped, capped)
     known = {run.folder: run for run in runs}
     total = sum(cost.estimate(run, known).usd for run in runs)
     largest = max(cost.estimate(run, known).usd for run in runs)
     if largest < total:  # each run within the cap, all together not
+        between = api_runs(monkeypatch, tmp_path, f"engine.max_usd={(largest + total) / 2:.6f}")
         with pytest.raises(SaoError, match="of the runs to do"):
-            cost.check_cap(api_runs(monkeypatch, tmp_path, f"engine.max_usd={(largest + total) / 2:.6f}"))
+            cost.check_cap(between, between)
 
 
 def test_what_is_done_is_not_held_against_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +176,7 @@ def test_what_is_done_is_not_held_against_the_cap(tmp_path: Path, monkeypatch: p
     for run in runs:
         run.path.mkdir(parents=True)
         (run.path / "run.json").write_text("{}")
-    cost.check_cap(runs)
+    cost.check_cap([run for run in runs if not run.done], runs)
 
 
 def test_reproduce_asks_the_cap_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +187,19 @@ def test_reproduce_asks_the_cap_first(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SaoError, match="Nothing was started"):
         reproduce.reproduce("cpu", ["table13"], [*API_JUDGE, "engine.max_usd=0"])
     assert not started
+
+
+def test_what_is_to_be_made_again_is_held_against_the_cap_before_it_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    runs = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
+    for run in runs:
+        run.path.mkdir(parents=True)
+        (run.path / "run.json").write_text("{}")
+    with pytest.raises(SaoError, match="Nothing was started"):
+        reproduce.reproduce("cpu", ["table13"], [*API_JUDGE, "engine.max_usd=0"], fresh="all")
+    assert all(run.done for run in runs)
 
 
 def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +213,7 @@ def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[st
     assert "to do" in shown
     runs = planned("cpu", "table13", *API_JUDGE, "judge.model=openai/gpt-9")
     with pytest.raises(SaoError, match="lists no price for openai/gpt-9"):
-        cost.check_cap(list(runs.values()))
+        cost.check_cap(list(runs.values()), list(runs.values()))
     with pytest.raises(SaoError, match="lists no price for 'gpt-9'"):
         most_usd("gpt-9", [], 1)
     with pytest.raises(SaoError, match="names no device for the profile laptop"):
@@ -212,6 +227,7 @@ def test_costs_add_up() -> None:
 
 
 def test_disk_is_counted_and_a_model_of_unknown_size_does_not_stand_in_the_way() -> None:
-    assert 2 < cost.disk_needed(plan.make("cpu", "table6").runs) < 10
-    other = plan.make("cpu", "table6", ["policy.model=org/unknown"])
-    assert cost.disk_needed(other.runs) < 1
+    runs = plan.make("cpu", "table6").runs
+    assert 2 < cost.disk_needed(runs, runs) < 10
+    other = plan.make("cpu", "table6", ["policy.model=org/unknown"]).runs
+    assert cost.disk_needed(other, other) < 1
