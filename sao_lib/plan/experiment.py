@@ -25,7 +25,7 @@ class RowSpec(Strict):
 
     `use` names presets of the profile. `runs` are the stages that this row needs where they differ from the
     experiment's. `trained: false` is the policy as it comes. `published` names a model of a published leaderboard, for
-    rows that run nothing.
+    rows that run nothing. `profiles` are those that have the row, where it is not all.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -35,6 +35,7 @@ class RowSpec(Strict):
     trained: StrictBool = True
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
+    profiles: tuple[str, ...] | None = None
     printed: Printed = Printed()
 
     @property

@@ -60,6 +60,8 @@ def policy_name(row: TableRow) -> str:
         return "-"
     stages = ("evaluate", "chat_benchmarks", "leaderboard", "math500", "logits")
     run = next(row.run(role) for role in stages if row.has(role))
+    if run.params.get("evaluate", {}).get("answers"):
+        return "published answers"
     name = short(run.params["policy"]["model"])
     if "policy" not in run.spec["inputs"]:
         return f"{name}, untrained"
