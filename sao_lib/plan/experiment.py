@@ -112,6 +112,9 @@ class Experiment(Strict):
         if bool(self.columns) == bool(self.table):
             raise ValueError("it needs either columns or a table")
         profiles = {path.stem for path in (PARAMS / "profiles").glob("*.yaml")}
+        named = {name: row.profiles or () for name, row in self.rows.items()}
+        if wrong := next((f"{row}.profiles has '{p}'" for row in named for p in named[row] if p not in profiles), None):
+            raise ValueError(f"{wrong}, which is no profile; there are: {', '.join(sorted(profiles))}")
         if unknown := sorted(set(self.settings) - profiles):
             known = ", ".join(sorted(profiles))
             raise ValueError(f"settings has '{unknown[0]}', which is no profile; there are: {known}")
