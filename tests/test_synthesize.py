@@ -70,8 +70,8 @@ def test_a_long_prompt_has_a_fault_only_beyond_the_profiles_limit() -> None:
 
 
 def test_where_faults_are_only_logged_every_prompt_that_says_something_is_answered(cpu: Settings) -> None:
-    rows = [{"id": f"p{n}", "prompt": p, "reason": r} for n, (p, r) in enumerate(
-        [("As a baker, I", "length"), ("What is rye?", None), ("", "length"), ("I cannot do that.", "length")])]  # fmt: skip
+    made = [("As a baker, I", "length"), ("What is rye?", None), ("", "length"), ("I cannot do that.", "length")]
+    rows = [{"id": f"p{n}", "prompt": prompt, "reason": reason} for n, (prompt, reason) in enumerate(made)]
     dropped = synthesize.usable(rows, cpu.synthesize)
     logged = synthesize.usable(rows, cpu.synthesize.model_copy(update={"filter": "log"}))
     assert [row["id"] for row in dropped] == ["p1"]
