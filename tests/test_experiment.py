@@ -86,6 +86,7 @@ MISTAKES = [
     ({"claims": [{"sentence": "So.", "holds": "self.f1 > length.f1"}]}, "there is no claim metric 'f1'; there are: wr"),
     ({"settings": {"laptop": {"seed": 1}}}, "settings has 'laptop', which is no profile; there are: cpu"),
     (row(trained="false"), "Key 'rows.self.trained'"),
+    (row(profiles=["laptop"]), "self.profiles has 'laptop', which is no profile; there are: cpu"),
     (row(iterations=0), "Key 'rows.self.iterations'"),
     (row(trianed=False), "a row has no 'trianed'; it may have: label, use"),
 ]  # fmt: skip

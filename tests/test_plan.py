@@ -56,7 +56,7 @@ def test_a_key_in_the_environment_replaces_the_stand_in(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     row = next(r for r in plan.make("cpu", "table6").rows if r.name == "gpt4o")
     assert row.label == "GPT-4o feedback"
-    assert row.settings.judge.model == "openai/gpt-4o"
+    assert row.settings.judge.model == "openai/gpt-4o-2024-08-06"
 
 
 def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class RowSpec(Strict):
 
     `use` names presets of the profile. `runs` are the stages that this row needs where they differ from the
     experiment's. `trained: false` is the policy as it comes. `published` names a model of a published leaderboard, for
-    rows that run nothing.
+    rows that run nothing. `profiles` are those that have the row, where it is not all.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -46,6 +46,7 @@ class RowSpec(Strict):
     trained: StrictBool = True
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
+    profiles: tuple[str, ...] | None = None
     printed: Printed = Printed()
 
     @property
@@ -122,6 +123,9 @@ class Experiment(Strict):
         if bool(self.columns) == bool(self.table):
             raise ValueError("it needs either columns or a table")
         profiles = {path.stem for path in (PARAMS / "profiles").glob("*.yaml")}
+        named = {name: row.profiles or () for name, row in self.rows.items()}
+        if wrong := next((f"{row}.profiles has '{p}'" for row in named for p in named[row] if p not in profiles), None):
+            raise ValueError(f"{wrong}, which is no profile; there are: {', '.join(sorted(profiles))}")
         if unknown := sorted(set(self.settings) - profiles):
             known = ", ".join(sorted(profiles))
             raise ValueError(f"settings has '{unknown[0]}', which is no profile; there are: {known}")

@@ -34,7 +34,7 @@ def repeated_prompts(rows: TableRows) -> list[list[str]]:
         if not row.has("synthesize"):
             out.append([row.label, f"not run: {row.skipped or 'not asked for'}", "-"])
             continue
-        prompts = [p["prompt"] for p in row.prompts if p["reason"] is None]
+        prompts = [p["prompt"] for p in row.prompts]  # before any filter: refusals repeat too
         label = f"Ours, {row.label.lower()}, {len(prompts)} prompts"
         out += [[label, cut(prompt), str(count)] for prompt, count in most_repeated(prompts)]
     return out
