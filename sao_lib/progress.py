@@ -1,11 +1,13 @@
 """Progress with a rate and time left, appended to a run's log so that it can be watched from outside."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 LOG = "log.txt"
 
@@ -45,14 +47,26 @@ def quiet(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = [os.dup(1), os.dup(2)]
     streams = sys.stdout, sys.stderr
+    handlers = [(handler, handler.stream) for handler in _handlers() if handler.stream in streams]
     with path.open("a") as log:
         try:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             sys.stdout = sys.stderr = log
+            for handler, _ in handlers:
+                handler.setStream(log)
             yield
         finally:
+            for handler, stream in handlers:
+                handler.setStream(stream)
             sys.stdout, sys.stderr = streams
             for number, old in enumerate(saved, 1):
                 os.dup2(old, number)
                 os.close(old)
+
+
+def _handlers() -> list[Any]:
+    """Of all loggers those that write to a stream, which they keep from when their library was imported."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    found = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
+    return [handler for handler in found if type(handler) is logging.StreamHandler]

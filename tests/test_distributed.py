@@ -1,12 +1,14 @@
-"""Training as `train.launch` starts it: one process, two under ZeRO-3 on CPU (gloo), killed and resumed.
+"""Training as `train.launch` starts it: here or in a process of its own, in two under ZeRO-3 on CPU (gloo), killed and
+resumed.
 
-Real processes train a random Llama of two layers on random token ids. What must agree, and how closely:
+A random Llama of two layers is trained on random token ids. What must agree, and how closely:
 bf16 against bf16 with other kernels or batch shapes to BF16; fp32 to FP32; a resumed training with an uninterrupted
 one bit for bit.
 """
 
 import json
 import math
+import os
 import threading
 import time
 from contextlib import suppress
@@ -16,13 +18,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate import PartialState
 from tiny_training import a_run, rows, saved
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows
-from sao_lib.method import train, trainer
+from sao_lib.method import callbacks, train, trainer
 from sao_lib.method.losses import simpo_reward
 from sao_lib.runs import Run
 from sao_lib.settings import Train
@@ -121,6 +124,76 @@ def test_the_saved_model_gives_the_trained_probabilities(which: str, request: py
             rewards.append(simpo_reward(taken.sum(), torch.tensor(len(taken)), 10.0))
         found.append((rewards[0] - rewards[1]).item())
     assert found == pytest.approx(margins(run), abs=BF16)
+
+
+def written(run: Run) -> dict[str, bytes]:
+    """All that a later stage or a reader takes from a training."""
+    names = ["metrics.jsonl", "samples.jsonl", "held_out.json", "attention.json"]
+    paths = [*(run.folder / name for name in names), *(run.folder / "model").iterdir()]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="not tested: with CUDA every training has its process")
+
+
+@on_cpu
+def test_training_here_writes_to_the_byte_what_a_launched_one_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First and second in this process; what the model answers untrained is asked of it once."""
+    asked: list[int] = []
+    answers = callbacks.Samples.answers
+    monkeypatch.setattr(callbacks.Samples, "answers", lambda self: asked.append(1) or answers(self))
+    monkeypatch.setattr(callbacks, "UNTRAINED", {})
+    changes: dict[str, Any] = {"lora_rank": 4, "warmup": 0.1}
+    launched, settings = a_run(tmp_path / "launched", tiny, **changes)
+    assert train.train_launched(launched, settings) == 0
+    torch.manual_seed(5)
+    here = trained(tmp_path / "here", tiny, **changes)
+    trained(tmp_path / "other", tiny, loss="orpo", beta=0.1, micro_batch=2)
+    again = trained(tmp_path / "again", tiny, **changes)
+    assert written(here) == written(launched)
+    assert written(again) == written(launched)
+    assert len(asked) == 1 + 3  # untrained, and after each training
+
+
+@on_cpu
+def test_the_seed_decides_the_adapters(tiny: Path, tmp_path: Path) -> None:
+    """One step of all pairs: their order decides nothing, and adapters that add nothing yet leave the loss alone."""
+    first = []
+    for seed in (1, 2):
+        run, settings = a_run(tmp_path / str(seed), tiny, pairs=8, epochs=1, lora_rank=4)
+        run.params["seed"] = seed
+        train.launch(run, settings)
+        first += train.curves(run)
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=FP32)
+    assert first[0]["grad_norm"] != pytest.approx(first[1]["grad_norm"], rel=0.01)
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("error", "seen", "said"),
+    [
+        (ValueError("no margin"), SaoError, r"stopped \(1\): ValueError: no margin The whole log is in .*trainer.log"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_a_training_that_stops_here_says_why_and_leaves_nothing_behind(
+    error: BaseException, seen: type[BaseException], said: str,
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, "held_out_margins", stop)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # another library's
+    environment = dict(os.environ)
+    with pytest.raises(seen, match=said):
+        trained(tmp_path, tiny)
+    assert dict(os.environ) == environment
+    assert not PartialState._shared_state
+    assert capfd.readouterr() == ("", "")
+    assert "attention: sdpa" in (tmp_path / "trainer.log").read_text()
 
 
 def kill_after(run: Run, settings: Train, sign: Path) -> None:

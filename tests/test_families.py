@@ -1,15 +1,25 @@
 """What the paper's model families ask of the suite: no pad token, no begin token, no system role, own end of a turn."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPT2Config,
+    Qwen2Config,
+)
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
@@ -17,7 +27,7 @@ from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows
-from sao_lib.method.trainer import completion_logps
+from sao_lib.method import logps
 from sao_lib.settings import ROOT
 
 NAMES = [*families.FAMILIES]
@@ -68,6 +78,23 @@ def test_a_model_without_a_system_role_is_one_sentence(models: dict[str, Path]) 
     assert "\n" not in str(caught.value)
 
 
+ROWS = [{"prompt_ids": [3, 4, 5, 21, 22, 23, 24], "chosen_ids": [6, 7, 8, 9, 30], "rejected_ids": [10, 11]},
+        {"prompt_ids": [12], "chosen_ids": [13], "rejected_ids": [14, 15, 16]}]  # fmt: skip
+
+
+def same(model: Any, one: Any, other: Any, rows: list[dict[str, Any]] = ROWS) -> None:
+    """Both ways give the log p, token counts and gradients that the other gives."""
+    batch = DataCollatorForPreference(pad_token_id=0)(rows)
+    found = []
+    for way in (one, other):
+        model.zero_grad()
+        logp, tokens = way(model, batch)
+        logp.sum().backward()
+        found.append((logp.detach(), tokens, *(p.grad.clone() for p in model.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_head_used_on_gpus_gives_the_same_log_probabilities_and_gradients(
     name: str, models: dict[str, Path]
@@ -75,20 +102,58 @@ def test_the_head_used_on_gpus_gives_the_same_log_probabilities_and_gradients(
     """Gemma-2 caps its logits; what a head without the cap would give is far off."""
     model = AutoModelForCausalLM.from_pretrained(models[name], dtype=torch.float32, attn_implementation="eager")
     add_fused_lm_head(model)
-    rows = [{"prompt_ids": [3, 4, 5], "chosen_ids": [6, 7, 8, 9], "rejected_ids": [10, 11]},
-            {"prompt_ids": [12], "chosen_ids": [13], "rejected_ids": [14, 15, 16]}]  # fmt: skip
-    batch = DataCollatorForPreference(pad_token_id=0)(rows)
-    found = {}
-    for fused in (False, True):
-        model.zero_grad()
-        logp, tokens = completion_logps(model, batch, fused)
-        logp.sum().backward()
-        found[fused] = logp.detach(), tokens, model.get_input_embeddings().weight.grad.clone()
-    for with_logits, with_head in zip(found[False], found[True], strict=True):
-        torch.testing.assert_close(with_logits, with_head, rtol=1e-4, atol=1e-4)
+    same(model, logps.prompt_twice, logps.fused)
     if model.config.model_type == "gemma2":
+        batch = DataCollatorForPreference(pad_token_id=0)(ROWS)
+        capped = logps.fused(model, batch)[0]
         model.config.final_logit_softcapping = None
-        assert not torch.allclose(completion_logps(model, batch, fused=False)[0], found[True][0], atol=0.01)
+        assert not torch.allclose(logps.prompt_twice(model, batch)[0], capped, atol=0.01)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}  # fmt: skip
+WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}  # shorter than the pairs
+WINDOWED = {
+    "gemma2, windowed": Gemma2Config(**SMALL, **WINDOW, head_dim=32, query_pre_attn_scalar=32),
+    "gemma3, windowed": Gemma3TextConfig(**SMALL, **WINDOW, head_dim=32, query_pre_attn_scalar=32),
+    "qwen2, windowed": Qwen2Config(**SMALL, **WINDOW, use_sliding_window=True),
+}
+
+
+def of(config: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, attn_implementation="eager")
+
+
+# Gemma-2 never gets SDPA, which drops its soft-cap on scores
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "attention"), [*((name, "eager") for name in NAMES), ("llama3", "sdpa"), ("qwen2", "sdpa")]
+)
+def test_a_prompt_read_once_for_both_completions_gives_the_same(
+    name: str, attention: str, pairs: int, models: dict[str, Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(models[name], dtype=torch.float32, attn_implementation=attention)
+    assert logps.shares_prompts(model)
+    same(model, logps.prompt_once, logps.prompt_twice, ROWS[:pairs])
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_prompt_read_once_keeps_the_layers_windows(name: str, pairs: int) -> None:
+    model = of(WINDOWED[name])
+    assert logps.shares_prompts(model)
+    same(model, logps.prompt_once, logps.prompt_twice, ROWS[:pairs])
+    batch = DataCollatorForPreference(pad_token_id=0)(ROWS)
+    narrow = logps.prompt_once(model, batch)[0]
+    model.config.sliding_window = 64
+    assert not torch.allclose(logps.prompt_once(model, batch)[0], narrow, atol=0.01), "the window must be felt"
+
+
+def test_a_family_whose_masks_are_not_known_reads_each_prompt_twice() -> None:
+    model = of(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2))
+    same(model.eval(), logps.completion_logps, logps.prompt_twice)
+    assert not logps.shares_prompts(model)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "llama3"])
@@ -103,7 +168,7 @@ def test_the_main_path_runs_and_the_trained_model_ends_its_turns_as_before(
     assert (tokenizer.bos_token, tokenizer.eos_token) == (family.tokens["bos_token"], family.tokens["eos_token"])
     assert tokenizer.chat_template == family.template
     attention = json.loads((trained.parent / "attention.json").read_text())
-    assert attention["used"] == ("eager" if name == "gemma2" else "sdpa")
+    assert attention["used"] == "eager"
     assert len({row["step"] for row in read_rows(trained.parent / "samples.jsonl")}) == 2
 
 

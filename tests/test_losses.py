@@ -10,12 +10,13 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_training import SMOL, tiny
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
+from sao_lib.method.logps import completion_logps
 from sao_lib.method.losses import LOSSES, loss_named, orpo_loss, simpo_loss
-from sao_lib.method.trainer import PreferenceTrainer, completion_logps, held_out_margins
+from sao_lib.method.trainer import PreferenceTrainer, held_out_margins, rate
 from sao_lib.settings import Train
 
 t = torch.tensor
@@ -198,3 +199,21 @@ def test_gradient_accumulation_does_not_change_training(tmp_path: Path) -> None:
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     start = torch.cat([p.detach().flatten() for p in tiny().parameters()])
     assert (weights[0] - weights[1]).norm() < 1e-3 * (weights[0] - start).norm()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(6, 1), (79, 8), (1, 1), (5, 0)])
+def test_the_first_step_learns_and_the_schedule_is_otherwise_transformers(steps: int, warmup: int) -> None:
+    theirs = get_cosine_schedule_with_warmup(torch.optim.SGD([t([0.0])], 1.0), warmup, steps).lr_lambdas[0]
+    ours = [rate(step, warmup, steps) for step in range(steps)]
+    assert ours[0] > 0
+    assert ours[warmup:] == pytest.approx([theirs(step) for step in range(warmup, steps)])
+    assert ours[:warmup] == pytest.approx([(step + 1) / (warmup + 1) for step in range(min(warmup, steps))])
+    assert steps == warmup or max(ours) == ours[warmup] == 1
+
+
+def test_the_trainer_takes_its_steps_at_these_rates(tmp_path: Path) -> None:
+    trainer = trainer_for("simpo", tmp_path)
+    trainer.args.num_train_epochs, trainer.args.warmup_steps = 5, 0.4
+    trainer.train()
+    logged = [row["learning_rate"] for row in trainer.state.log_history if "loss" in row]
+    assert logged == pytest.approx([1e-3 * rate(step, 4, 10) for step in range(10)])

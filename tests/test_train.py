@@ -1,5 +1,7 @@
-"""What reaches the trainer: token ids as sampled, nothing cut, every dropped pair counted."""
+"""What reaches the trainer: token ids as sampled, nothing cut, every dropped pair counted. What it prints: nothing."""
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.method import train
+from sao_lib.progress import quiet
 from sao_lib.runs import Run
 from sao_lib.settings import Policy, Settings, Train
 
@@ -74,3 +77,15 @@ def test_a_longest_pair_just_fits(make_run: Callable[..., Run], settings: Train)
     assert train.prepare(run, rows, fits, POLICY)["dropped"]["too long"] == 0
     with pytest.raises(SaoError, match="0 usable pairs are too few"):
         train.prepare(run, rows, not_quite, POLICY)
+
+
+def test_what_libraries_say_meanwhile_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("some library")
+    library.addHandler(logging.StreamHandler())  # keeps the stream that it finds now
+    with quiet(tmp_path / "log"):
+        print("by Python")
+        os.write(2, b"by compiled code\n")
+        library.warning("by a logger")
+    library.warning("afterwards")
+    assert capfd.readouterr() == ("", "afterwards\n")
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["by Python", "by a logger", "by compiled code"]

@@ -40,16 +40,23 @@ class Curves(TrainerCallback):
             append_rows(self.folder / "metrics.jsonl", _steps([{**(logs or {}), "step": state.global_step}]))
 
 
+# Greedy answers of untrained models as (text, tokens), by all that decides them: trainings of one process share theirs.
+UNTRAINED: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+
+
 class Samples(TrainerCallback):
     """Answers a few fixed prompts greedily before training, every `sample_every` steps and after, into samples.jsonl.
 
     Rows are {step, prompt, text, tokens}. A collapse shows here first: answers that shrink, swell or repeat.
     """
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]], tokenizer: Any, settings: Train) -> None:
+    def __init__(
+        self, folder: Path, rows: list[dict[str, Any]], tokenizer: Any, settings: Train, model: Path | str
+    ) -> None:
         self.path, self.tokenizer = folder / "samples.jsonl", tokenizer
         self.prompts = [row["prompt_ids"] for row in rows[: settings.samples]]
         self.max_tokens, self.every = settings.sample_tokens, settings.sample_every
+        self.decided_by = (str(model), str(self.prompts), self.max_tokens, settings.attention, settings.threads)
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -57,13 +64,16 @@ class Samples(TrainerCallback):
             rows = read_rows(self.path) if state.global_step and self.path.is_file() else []
             write_atomic(self.path, "".join(_line(row) for row in rows if row["step"] <= state.global_step))
         if state.global_step == 0:
-            self.sample(0)
+            if self.decided_by not in UNTRAINED:
+                UNTRAINED[self.decided_by] = self.answers()
+            self.write(0, UNTRAINED[self.decided_by])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps or (self.every and state.global_step % self.every == 0):
-            self.sample(state.global_step)
+            self.write(state.global_step, self.answers())
 
-    def sample(self, step: int) -> None:
+    def answers(self) -> list[tuple[str, int]]:
+        """Text and token count of each prompt's answer by the model as it is."""
         assert self.trainer is not None
         accelerator, training = self.trainer.accelerator, self.trainer.model_wrapped.training
         batch = self.tokenizer.pad({"input_ids": self.prompts}, padding_side="left", return_tensors="pt")
@@ -74,17 +84,18 @@ class Samples(TrainerCallback):
                 out = model.generate(
                     **batch.to(accelerator.device), max_new_tokens=self.max_tokens, do_sample=False, use_cache=True
                 )
+            ends = end_ids(model)
         self.trainer.model_wrapped.train(training)
-        if accelerator.is_main_process:
-            new, ends = out[:, batch["input_ids"].shape[1] :].tolist(), end_ids(model)
-            ended = [list(takewhile(lambda token: token not in ends, ids)) for ids in new]
-            texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+        new = out[:, batch["input_ids"].shape[1] :].tolist()
+        ended = [list(takewhile(lambda token: token not in ends, ids)) for ids in new]
+        texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+        return [(text, len(ids)) for text, ids in zip(texts, ended, strict=True)]
+
+    def write(self, step: int, answers: list[tuple[str, int]]) -> None:
+        if self.trainer.accelerator.is_main_process:
             append_rows(
                 self.path,
-                (
-                    {"step": step, "prompt": n, "text": t, "tokens": len(i)}
-                    for n, (t, i) in enumerate(zip(texts, ended, strict=True))
-                ),
+                ({"step": step, "prompt": n, "text": t, "tokens": k} for n, (t, k) in enumerate(answers)),
             )
 
 

@@ -8,8 +8,10 @@ against TRL's too, and ten steps with each against a stored curve. It leans on p
 """
 
 import json
+import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +19,29 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, load_from_disk
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import DPOConfig, DPOTrainer
 from trl.distributed import DistributedBackend
 
 from sao_lib.engines.models import attention_for, resolve
 from sao_lib.files import read_rows, write_atomic
 from sao_lib.method.callbacks import Curves, Samples
+from sao_lib.method.logps import completion_logps
 from sao_lib.method.losses import loss_named, simpo_reward
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Train
 
 
-def completion_logps(model: Any, batch: dict[str, Tensor], fused: bool | None = None) -> tuple[Tensor, Tensor]:
-    """Summed log p of each completion (nats, fp32) and its token count, both [2 x pairs], chosen first.
+def rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak learning rate at optimiser step `step`, counted from 0: linear warm-up, then half a cosine.
 
-    On CUDA TRL's fused head is used, which never builds [batch, tokens, vocabulary]; on CPU it has no fast
-    kernel, so the logits of the completion's positions alone are made instead (about 1.8 times faster).
-    `fused` says which, whatever the device.
+    Transformers' schedule, whose first step has rate 0, except that warm-up begins at 1/(warmup + 1): a run may have
+    six steps, and would learn nothing from the first.
     """
-    mask = batch["completion_mask"][:, 1:].bool()
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if batch["input_ids"].device.type == "cuda" if fused is None else fused:
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        return model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(1), mask.sum(1)
-    first = int(mask.any(0).nonzero()[0])  # the first position that predicts a completion token
-    keep = mask.shape[1] - first + 1
-    logits = model(**inputs, logits_to_keep=keep).logits[:, :-1].float()
-    target = batch["input_ids"][:, first + 1 :]
-    logp = torch.gather(logits, 2, target.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
-    return (logp * mask[:, first:]).sum(1), mask.sum(1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -69,6 +64,15 @@ class PreferenceTrainer(DPOTrainer):
         if isinstance(data, Tensor) and data.is_floating_point():
             return data.to(self.args.device)
         return super()._prepare_input(data)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """With `rate` instead of transformers' own."""
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            share = partial(rate, warmup=warmup, steps=num_training_steps)
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, share)
+        return self.lr_scheduler
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         if self.loss.per_pair is None:
@@ -114,8 +118,7 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
         loss_type=["sigmoid"],
         precompute_ref_log_probs=True,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,  # below 1: a share of the steps
+        warmup_steps=settings.warmup,  # below 1: a share of the steps; `rate` is the schedule
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.micro_batch,
         per_device_eval_batch_size=settings.micro_batch,
@@ -186,9 +189,8 @@ def held_out_margins(trainer: PreferenceTrainer, rows: list[dict[str, Any]]) -> 
     return [margin for number in range(len(batches)) for margin in found[number]]
 
 
-def load_model(run: Run, settings: Train, main: bool) -> tuple[Any, Any]:
-    """The policy in fp32 and its tokenizer. What attention was chosen and why goes to the log and attention.json."""
-    source = resolve(run.policy_model)
+def load_model(run: Run, source: Path, settings: Train, main: bool) -> tuple[Any, Any]:
+    """The policy in `source` in fp32 and its tokenizer. The attention and why it is that one go to attention.json."""
     used, reason = attention_for(source, settings.attention)
     if main:
         print(f"attention: {used}" + (f", not {settings.attention}: {reason}" if reason else ""), flush=True)
@@ -214,13 +216,20 @@ def load_rows(run: Run, args: DPOConfig) -> tuple[Dataset, list[dict[str, Any]]]
     return load_from_disk(target), held_out
 
 
-def main(folder: str) -> None:
-    run = Run.open(Path(folder) / "spec.yaml")
+def train(run: Run) -> None:
+    """Train as the run's parameters say: metrics.jsonl, samples.jsonl, held_out.json and model/ in its folder.
+
+    What came before in this process leaves no trace in them: the seed and the threads are the run's.
+    """
     settings, seed = Train.model_validate(run.params["train"]), run.params["seed"]
+    torch.set_num_threads(settings.threads)
+    set_seed(seed)  # of the adapters, which are drawn before TRL sets it
     args = arguments(run, settings, seed)
-    model, tokenizer = load_model(run, settings, args.process_index == 0)
+    source = resolve(run.policy_model)
+    model, tokenizer = load_model(run, source, settings, args.process_index == 0)
     rows, held_out = load_rows(run, args)
-    samples = Samples(run.folder, rows.select(range(min(settings.samples, len(rows)))).to_list(), tokenizer, settings)
+    first = rows.select(range(min(settings.samples, len(rows)))).to_list()
+    samples = Samples(run.folder, first, tokenizer, settings, source)
     trainer = PreferenceTrainer(
         model,
         args=args,
@@ -237,8 +246,6 @@ def main(folder: str) -> None:
     if trainer.accelerator.is_main_process:
         write_atomic(run.folder / "held_out.json", json.dumps(margins))
     trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def save(trainer: PreferenceTrainer, target: Path, settings: Train) -> None:
@@ -272,6 +279,13 @@ def _weights(model: Any, dtype: torch.dtype, main: bool, gathered: bool) -> dict
         if main:
             weights[name] = whole.to("cpu", dtype, copy=True)
     return weights
+
+
+def main(folder: str) -> None:
+    """`train` as a process of its own, one of those that accelerate starts."""
+    train(Run.open(Path(folder) / "spec.yaml"))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
