@@ -5,6 +5,7 @@ in the caller's; everything else runs in processes of its own, started by accele
 holds a device.
 """
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -146,6 +147,8 @@ def _fresh_accelerate() -> Iterator[None]:
     finally:
         reset()
         gc.collect()  # the trainer, its callbacks and the model refer to each other
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what was freed: measured, 1.2 GiB
+            trim(0)
 
 
 def train_launched(run: Run, settings: Train) -> int:
