@@ -109,6 +109,7 @@ class Judge(Strict):
     without_criterion: Literal[1, 2, 3, 4] | None = None
     audit_questions: int = Field(default=8, ge=0)
     chunk: int = Field(default=64, ge=1)
+    salt: int = Field(default=0, ge=0, description="of source `random`: another coin for the same pairs")
 
 
 class Train(Strict):
@@ -254,6 +255,7 @@ class Preset(Strict):
 
 class Settings(Strict):
     seed: int
+    replicates: int = Field(default=1, ge=1, description="runs of each trained row, each with its own seed")
     machine: Machine
     policy: Policy
     engine: Engine

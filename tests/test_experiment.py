@@ -41,6 +41,10 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"rows": {"self": {"label": "Self", **changes}}}
 
 
+def claim(holds: str, **more: Any) -> dict[str, Any]:
+    return {"claims": [{"sentence": "So.", "holds": holds, **more}]}
+
+
 def test_the_least_that_an_experiment_needs(write: Any) -> None:
     write()
     check("mine")
@@ -66,8 +70,21 @@ MISTAKES = [
     ({"figure": {"kind": "pie"}}, "there is no figure kind 'pie'; there are: dots"),
     ({"figure": {"kind": "dots", "metric": "winrate"}}, "there is no figure metric 'winrate'; there are: wr"),
     ({"claims": [{"sentence": "So.", "holds": "self.wr > random.wr"}]}, "names the row 'random'; there are: length"),
-    ({"claims": [{"sentence": "So.", "holds": "self.wr < length.wr"}]}, "must read 'row.metric > row.metric'"),
-    ({"claims": [{"sentence": "So.", "holds": "self.f1 > length.f1"}]}, "there is no claim metric 'f1'; there are: wr"),
+    (claim("self.wr >= length.wr"), "must read 'row.metric > row.metric'"),
+    (claim("self.wr > length.length"), "with one metric"),
+    (claim("self.wr is most"), "must read 'row.metric > row.metric'"),
+    (claim("self.wr ≈ length.wr"), "needs `within` for ≈"),
+    (claim("self.wr > length.wr", within=2), "needs `within` for ≈, and for nothing else"),
+    (claim("self.wr > length.wr", of=["self"]), "`of` is for max and min"),
+    (claim("self.wr is max", of=["length", "random"]), "names the row 'random'; there are: length"),
+    (claim("self.wr > length.wr", printed=["table6/self/wr"]), "printed needs a cell 'table/row/column' for each row"),
+    (claim("self.wr > 50", printed=["table6/nobody/wr"]), "params/paper.yaml has no cell table6/nobody/wr"),
+    (claim("self.f1 > length.f1"), "there is no claim metric 'f1'; there are: wr"),
+    (claim("self.math500 > 50"), "math500 needs the stage math500, which the row self does not run"),
+    ({"rows": {**WHOLE["rows"], "coin": {"label": "Coin", "control": "placebo"}}}, "coin is a control, but no claim"),
+    (row(control="plaxebo"), "Key 'rows.self.control'"),
+    ({"replicates": 0}, "Key 'replicates"),
+    ({"replicates": {"laptop": 2}}, "replicates has 'laptop', which is no profile; there are: cpu"),
     ({"settings": {"laptop": {"seed": 1}}}, "settings has 'laptop', which is no profile; there are: cpu"),
     (row(trained="false"), "Key 'rows.self.trained'"),
     (row(iterations=0), "Key 'rows.self.iterations'"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sao_lib.plan.experiment import Figure
@@ -35,8 +36,14 @@ Bar = tuple[float, float, float]  # a value and the lengths of its bar to the le
 
 
 def _measured(row: TableRow, metric: str) -> Bar | None:
-    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where nothing of the row ran here."""
-    return MEASURES[metric](row) if row.ours else None
+    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where nothing of the row ran here.
+
+    Of several runs the mean of each. The bar is of the questions; how far runs lie apart is in the table.
+    """
+    if not row.ours:
+        return None
+    value, left, right = (fmean(part) for part in zip(*map(MEASURES[metric], row.replicates), strict=True))
+    return value, left, right
 
 
 def _win_rate(value: str, se: str) -> Callable[[TableRow], Bar]:

@@ -1,9 +1,10 @@
 """The rows of a table run: what the paper prints for each, and the runs whose results are ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from sao_lib.plan.chain import replicate_role
 from sao_lib.plan.experiment import Experiment, read
 from sao_lib.report.paper import PAPER
 from sao_lib.runs import Run
@@ -14,6 +15,7 @@ from sao_lib.settings import read_yaml
 class TableRow:
     """`printed` maps the paper's columns to its numbers for this row; `run(role)` is a finished run of ours.
 
+    A row that ran several times has `replicates`; each of them is a row too, whose runs are of one `replicate`.
     `published` names a model of alpaca_eval's leaderboard; `skipped` says why the row did not run here.
     """
 
@@ -24,12 +26,23 @@ class TableRow:
     data: str | None = None
     published: str | None = None
     skipped: str | None = None
+    replicate: int = 1
 
     def has(self, role: str) -> bool:
-        return f"{self.name}/{role}" in self.table.spec["inputs"]
+        return self._key(role) in self.table.spec["inputs"]
 
     def run(self, role: str) -> Run:
-        return self.table.input(f"{self.name}/{role}")
+        return self.table.input(self._key(role))
+
+    def _key(self, role: str) -> str:
+        return f"{self.name}/{replicate_role(role, self.replicate)}"
+
+    @cached_property
+    def replicates(self) -> list["TableRow"]:
+        """This row once for each of its replicates, the first first; itself where it ran once."""
+        roles = [key.removeprefix(f"{self.name}/") for key in self.table.spec["inputs"] if key.startswith(self.name)]
+        count = max([1, *(int(role.rpartition("#")[2]) for role in roles if "#" in role)])
+        return [replace(self, replicate=number) for number in range(1, count + 1)]
 
     @property
     def ours(self) -> bool:
