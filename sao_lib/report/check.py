@@ -6,10 +6,9 @@ from sao_lib.plan.experiment import Experiment, read
 from sao_lib.report.columns import column
 from sao_lib.report.figures import KINDS, MEASURES
 from sao_lib.report.metrics import METRICS
-from sao_lib.report.paper import PAPER
+from sao_lib.report.paper import printed as paper
 from sao_lib.report.rows import printed_rows
 from sao_lib.report.texts import TABLES
-from sao_lib.settings import read_yaml
 
 
 def check(name: str) -> None:
@@ -52,7 +51,7 @@ def _check_claim(claim: Claim, experiment: Experiment, where: str) -> None:
     for cell in claim.printed:
         table, _, rest = cell.partition("/")
         row, _, column = rest.rpartition("/")
-        found = read_yaml(PAPER).get(table, {}).get("rows", {})
+        found = paper().get(table, {}).get("rows", {})
         if column not in found.get(row, {}):
             raise SaoError(f"{place}: params/paper.yaml has no cell {cell}.")
 

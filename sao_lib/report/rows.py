@@ -6,9 +6,8 @@ from typing import Any
 
 from sao_lib.plan.chain import replicate_role
 from sao_lib.plan.experiment import Experiment, read
-from sao_lib.report.paper import PAPER
+from sao_lib.report import paper
 from sao_lib.runs import Run
-from sao_lib.settings import read_yaml
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def table_rows(run: Run) -> TableRows:
 
 def printed_rows(name: str, experiment: Experiment) -> dict[str, dict[str, float | None]]:
     """The paper's numbers for each row: of the row and the columns that its `printed` names, without their prefix."""
-    table = read_yaml(PAPER).get(experiment.printed_in or name, {}).get("rows")
+    table = paper.printed().get(experiment.printed_in or name, {}).get("rows")
     numbers = table if isinstance(table, dict) else {}  # table 12's rows are prompts
     found = {}
     for key, row in experiment.rows.items():
