@@ -104,6 +104,15 @@ def test_a_claim_is_corrected_for_the_others_of_its_table_and_controls_are_not_a
     assert beside[1]["holm"] is None
 
 
+def test_a_rows_replicates_are_its_own_and_a_control_is_no_rival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = world(tmp_path, monkeypatch, {"a": [80, 82, 84], "a-2": [90, 92], "a/b": [20, 22, 24, 20]})
+    assert [len(row.replicates) for row in rows.values()] == [3, 2, 4]
+    made = experiment(rows, "a.wr is max", "a-2.wr > a/b.wr", control={"a-2": "positive"})
+    assert claims.check(made, rows)[0]["rival"] == "a/b"
+
+
 @pytest.mark.parametrize(
     ("kind", "rates", "line"),
     [

@@ -38,7 +38,7 @@ def check(experiment: Experiment, rows: Mapping[str, TableRow]) -> list[dict[str
     there is no such number. `level` is the interval's, `holm` the p-value corrected for the table's tested claims.
     Controls are no hypotheses of the table: they are read at their own p-value, and are no part of its family.
     """
-    found = [examine(claim, rows) for claim in experiment.claims]
+    found = [examine(claim, _compared(claim, experiment, rows)) for claim in experiment.claims]
     controls = [control_of(claim, experiment) for claim in experiment.claims]
     family = [n for n, f in enumerate(found) if f.evidence and not controls[n]]
     corrected = dict(zip(family, inference.holm([_p(found[n]) for n in family]), strict=True))
@@ -54,6 +54,11 @@ def check(experiment: Experiment, rows: Mapping[str, TableRow]) -> list[dict[str
         }
         for n, (claim, control, finding) in enumerate(zip(experiment.claims, controls, found, strict=True))
     ]
+
+
+def _compared(claim: Claim, experiment: Experiment, rows: Mapping[str, TableRow]) -> Mapping[str, TableRow]:
+    """The rows that a claim may look at: those it names, and no control that it does not."""
+    return {name: row for name, row in rows.items() if name in claim.rows or not experiment.rows[name].control}
 
 
 def control_of(claim: Claim, experiment: Experiment) -> str | None:

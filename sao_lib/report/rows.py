@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from sao_lib.plan.chain import replicate_role
 from sao_lib.plan.experiment import Experiment, read
 from sao_lib.report import paper
 from sao_lib.runs import Run
+from sao_lib.settings import Stage
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,20 @@ class TableRow:
     replicate: int = 1
 
     def has(self, role: str) -> bool:
-        return self._key(role) in self.table.spec["inputs"]
+        return self._key(role, self.replicate) in self.table.spec["inputs"]
 
     def run(self, role: str) -> Run:
-        return self.table.input(self._key(role))
+        return self.table.input(self._key(role, self.replicate))
 
-    def _key(self, role: str) -> str:
-        return f"{self.name}/{replicate_role(role, self.replicate)}"
+    def _key(self, role: str, replicate: int) -> str:
+        return f"{self.name}/{replicate_role(role, replicate)}"
 
     @cached_property
     def replicates(self) -> list["TableRow"]:
         """This row once for each of its replicates, the first first; itself where it ran once."""
-        roles = [key.removeprefix(f"{self.name}/") for key in self.table.spec["inputs"] if key.startswith(self.name)]
-        count = max([1, *(int(role.rpartition("#")[2]) for role in roles if "#" in role)])
+        count = 1
+        while any(self._key(role, count + 1) in self.table.spec["inputs"] for role in get_args(Stage)):
+            count += 1
         return [replace(self, replicate=number) for number in range(1, count + 1)]
 
     @property
