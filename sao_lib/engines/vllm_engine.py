@@ -9,7 +9,7 @@ from typing import Any
 from sao_lib.engines import Completion, Conversation, label_ids
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
-from sao_lib.progress import quiet
+from sao_lib.progress import TOKENS, quiet
 from sao_lib.settings import Engine as EngineSettings
 
 CPU_BLOCK = 32  # tokens in a block of vLLM's cache on CPU, and so the grain at which beginnings are shared
@@ -60,21 +60,24 @@ class VLLMEngine:
                 **options,
             )
 
-    def reload(self, folder: Path, settings: EngineSettings, chat_template: str | None) -> bool:
-        """Put `folder`'s weights in place (0.3 s instead of a new engine's 10); False if shapes or settings differ."""
+    def reload(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> bool:
+        """Put `folder`'s weights in place (a second instead of a new engine's 15); False if shapes or settings differ.
+
+        From then on chatter goes to `log`.
+        """
         if settings != self.settings:
             return False
         if folder == self.folder:
-            self.chat = Chat(folder, chat_template)
+            self.chat, self.log = Chat(folder, chat_template), log
             return True
         old, new = (json.loads((f / "config.json").read_text()) for f in (self.folder, folder))
         if any(
             old.get(key) != new.get(key) for key in ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")
         ):
             return False
-        with quiet(self.log):
+        with quiet(log):
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self.folder, self.chat = folder, Chat(folder, chat_template)
+        self.folder, self.chat, self.log = folder, Chat(folder, chat_template), log
         return True
 
     def _run(self, ids: list[list[int]], params: list[Any]) -> list[Any]:
@@ -93,6 +96,8 @@ class VLLMEngine:
             order = sorted(range(len(ids)), key=ids.__getitem__)  # neighbours share the longest beginnings
             prompts = [TokensPrompt(prompt_token_ids=ids[i]) for i in order]
             out = self.llm.generate(prompts, [params[i] for i in order], use_tqdm=False)
+        TOKENS["read"] += sum(map(len, ids)) - sum(o.num_cached_tokens or 0 for o in out)
+        TOKENS["written"] += sum(len(o.outputs[0].token_ids) for o in out)
         return [o for _, o in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
     def generate(

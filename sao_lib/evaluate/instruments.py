@@ -21,10 +21,11 @@ from typing import Any
 
 import yaml
 
-from sao_lib.engines import Conversation, Engine, seed_for, switch_engine
+from sao_lib.engines import Conversation, Engine, open_engine, seed_for
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import clustered_se
+from sao_lib.files import Record, write_rows
 from sao_lib.method.judge import llm_verdicts
 from sao_lib.method.labelled import LabelledPair
 from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
@@ -79,6 +80,23 @@ class Instruments:
                 self.scored[(name, *pair)] = score
         return [self.scored[(name, *pair)] for pair in pairs]
 
+    def keep(self, file: Path, references: Sequence[Record]) -> None:
+        """Write what pointwise instruments said of the reference answers, {instrument, instruction, output, score}.
+
+        `references` are rows {instruction, output}; the runs of other models read them instead of asking again.
+        """
+        wanted = {(row["instruction"], row["output"]) for row in references}
+        rows = [
+            {"instrument": name, "instruction": x, "output": y, "score": score}
+            for (name, x, y), score in self.scored.items()
+            if (x, y) in wanted
+        ]
+        write_rows(file, rows)
+
+    def recall(self, rows: Sequence[Record]) -> None:
+        """Know what `keep` wrote."""
+        self.scored |= {(row["instrument"], row["instruction"], row["output"]): row["score"] for row in rows}
+
     def _score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         if name == "relevance":
             if self._relevance is None:
@@ -101,13 +119,13 @@ class Instruments:
         return [-o if flip else o for o, flip in zip(odds, flips, strict=True)]
 
 
-def open_judge(run: Run, settings: Evaluate, engine: Engine | None) -> Instruments:
-    """The evaluation judge of `settings`, else the untrained policy; `engine`, which answered, is used or closed."""
+def open_judge(run: Run, settings: Evaluate) -> Instruments:
+    """The evaluation judge of `settings`, else the untrained policy."""
     policy, log = run.params["policy"], run.folder / "engine.log"
     model = settings.judge_model or policy["model"]
     asked = settings.judge_engine or EngineSettings.model_validate(run.params["engine"])
     template = settings.judge_chat_template if settings.judge_model else policy["chat_template"]
-    opened = switch_engine(engine, model, asked, log, template)
+    opened = open_engine(model, asked, log, template)
     ranking = Judge(source="llm", template=settings.judge_template, reading="logprob", orders="both")
     return Instruments(model, opened, ranking, run.params["seed"], log)
 

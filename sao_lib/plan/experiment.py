@@ -1,8 +1,16 @@
 """An experiment file, typed: the rows, columns, figure and claims of one table or figure."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, StrictBool, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
@@ -10,6 +18,17 @@ from sao_lib.plan.claim import Claim
 from sao_lib.settings import PARAMS, Settings, Stage, Strict, experiment_file, read_yaml
 
 Control = Literal["placebo", "positive"]  # a row whose claims are known: undecided, supported
+
+
+def _of_a_row(stage: Stage) -> Stage:
+    if stage == "ablate":
+        raise ValueError("ablate makes the table itself, no row runs it")
+    if stage == "answer":
+        raise ValueError("answer has no result of its own, name evaluate, which reads the answers")
+    return stage
+
+
+RowStage = Annotated[Stage, AfterValidator(_of_a_row)]
 
 
 class Printed(Strict):
@@ -30,7 +49,7 @@ class RowSpec(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
     label: str
     use: list[str] = []
-    runs: tuple[Stage, ...] | None = None
+    runs: tuple[RowStage, ...] | None = None
     trained: StrictBool = True
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
@@ -80,7 +99,7 @@ class Experiment(Strict):
     columns: list[str] = []
     table: str | None = None
     figure: Figure | None = None
-    runs: tuple[Stage, ...] = ("evaluate",)
+    runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
     replicates: PositiveInt | dict[str, PositiveInt] = {}
     rows: dict[str, RowSpec] = Field(min_length=1)

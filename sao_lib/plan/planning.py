@@ -209,9 +209,9 @@ def _source_there(source: str) -> None:
 
 
 def fresh(plan: Plan, what: str) -> list[Planned]:
-    """The finished runs to be made again: `stale`, those that other code made and what reads them; or `all`."""
+    """The finished runs to be made again: `stale`, those that other code made and what reads them; `all`; or none."""
     chosen: list[Planned] = []
-    for run in plan.runs[:-1]:
+    for run in plan.runs[:-1] if what else []:
         again = {other.folder for other in chosen}
         if run.done and (what == "all" or changes(run) or again & set(run.inputs.values())):
             chosen.append(run)
@@ -236,6 +236,17 @@ def replaced(run: Planned) -> None:
     shutil.rmtree(run.path.with_name(set_aside(run, "replaced")) / "model", ignore_errors=True)
 
 
+def drawn(table: Planned) -> bool:
+    """Whether a table is there as this plan wants it: of these rows and runs, by this code."""
+    if not table.done:
+        return False
+    try:
+        made = json.loads((table.path / MANIFEST).read_text())["spec"]
+        return identity(made) == identity(table.spec) and not changes(table)
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged
+
+
 def write_specs(plan: Plan) -> None:
     """Write spec.yaml into the folder of every run that is not done, and set damaged ones aside."""
     for run in plan.runs:
@@ -245,7 +256,7 @@ def write_specs(plan: Plan) -> None:
             name = set_aside(run, "damaged")
             print(f"{error} The folder is kept as {name} and the run is done again.")
             finished = None
-        if finished and run is plan.table and (identity(finished.spec) != identity(run.spec) or changes(run)):
+        if finished and run is plan.table and not drawn(run):
             (run.path / MANIFEST).unlink()  # rows, their runs or the code that draws have changed: seconds
             finished = None
         if not finished:

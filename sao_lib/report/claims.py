@@ -94,6 +94,8 @@ def examine(claim: Claim, rows: Mapping[str, TableRow]) -> Finding:
     names = list(predicate.rows)
     if predicate.relation in ("max", "min"):
         names += [n for n in claim.of or rows if n not in names]
+    if not all(n in rows for n in names):  # a profile may leave rows out
+        return Finding(NOT_RUN)
     if any(rows[n].published for n in names) and (reason := _not_comparable([rows[n] for n in names])):
         return Finding(reason)
     if not all(_has_run(predicate.metric, rows[n]) for n in names):

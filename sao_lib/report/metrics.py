@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sao_lib.evaluate.alpaca_eval import preference
 from sao_lib.evaluate.arena_hard import VERDICTS
 from sao_lib.evaluate.rating import METRICS as RATINGS
 from sao_lib.files import Record
@@ -68,9 +69,9 @@ def _annotated(value: Callable[[Record], float | None]) -> Callable[[TableRow], 
 
 
 def _direct(annotation: Record) -> float | None:
-    """100 where the answer is better than the untrained model's to the same instruction, 50 for a tie."""
-    margin = annotation.get("direct")
-    return None if margin is None else 50.0 * (1 + (margin > 0) - (margin < 0))
+    """100 where the answer beats the untrained model's to the same instruction, 50 for a tie."""
+    margin = annotation.get("margin_untrained")
+    return None if margin is None else 100 * (preference(margin, "discrete") - 1)
 
 
 def _length_controlled(row: TableRow) -> tuple[float, float | None] | None:
@@ -195,7 +196,7 @@ def _leaderboard(key: str, se: str) -> Callable[[TableRow], Any]:
 METRICS: dict[str, Metric] = {
     "wr": Metric("evaluate", "points", _annotated(lambda a: (a["preference"] - 1) * 100)),
     "direct": Metric("evaluate", "points", _annotated(_direct)),
-    "margin": Metric("evaluate", "", _annotated(lambda a: a.get("margin"))),
+    "margin": Metric("evaluate", "", _annotated(lambda a: a.get("margin_untrained"))),
     "lc": Metric("evaluate", "points", whole=_length_controlled),
     "length": Metric("evaluate", "characters", _annotated(lambda a: float(len(a["output_2"])))),
     "held_out": Metric("train", "points", _held_out),

@@ -54,8 +54,8 @@ def _cells(claim: Claim, printed: Mapping[str, Printed], column: str) -> dict[st
         return {cell: _moved(cell, column) for cell in claim.printed}
     names = list(predicate.rows)
     if predicate.relation in ("max", "min"):
-        names += [name for name in claim.of or printed if printed[name].get(column) is not None]
-    return {name: printed[name] for name in dict.fromkeys(names)}
+        names += [name for name in claim.of or printed if printed.get(name, {}).get(column) is not None]
+    return {name: printed.get(name, {}) for name in dict.fromkeys(names)}
 
 
 def _moved(cell: str, column: str) -> Printed:

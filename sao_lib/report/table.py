@@ -23,7 +23,7 @@ def formatted(run: Run, rows: TableRows) -> list[list[str]]:
     """The table as strings, header first."""
     experiment = experiment_of(run)
     if experiment.table:
-        return texts.TABLES[experiment.table](rows)
+        return texts.TABLES[experiment.table].made(rows)
     names = columns_of(rows)
     head = ["Row", *(column(name).header for name in names)]
     return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]
