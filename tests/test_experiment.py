@@ -173,3 +173,17 @@ def test_set_cannot_change_what_a_preset_gives_a_row() -> None:
         planning.make("cpu", "figure1", ["train.pairs=8"])
     with pytest.raises(SaoError, match=r"train\.beta in table4: .* dpo, orpo"):
         planning.make("cpu", "table4", ["train.beta=2"])
+
+
+def test_replicates_are_the_experiments_by_profile_and_a_row_may_say_its_own(write: Any) -> None:
+    rows = {**WHOLE["rows"], "length": {**WHOLE["rows"]["length"], "replicates": 2}}
+
+    def replicates(**changes: Any) -> dict[str, int]:
+        write(**changes)
+        _, made = planning._rows("cpu", "mine", experiment.read("mine"), ())
+        return {row.name: row.settings.replicates for row in made}
+
+    assert replicates() == {"length": 1, "self": 1}
+    assert replicates(replicates=3) == {"length": 3, "self": 3}
+    assert replicates(replicates={"gpu": 3}) == {"length": 1, "self": 1}
+    assert replicates(replicates={"cpu": 3}, rows=rows) == {"length": 2, "self": 3}

@@ -110,7 +110,7 @@ def examine(claim: Claim, rows: Mapping[str, TableRow]) -> Finding:
 
 def _tested(claim: Claim, arms: dict[str, Arm]) -> Finding:
     predicate = claim.predicate
-    own, *others = arms.values()
+    own = next(iter(arms.values()))
     runs = tuple(arm.count for arm in arms.values())
     sign = -1.0 if predicate.relation in ("<", "min") else 1.0
     if predicate.constant is not None:
