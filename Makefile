@@ -11,7 +11,7 @@ python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report test lint published-data lab clean
+.PHONY: help setup doctor report status test lint published-data lab clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -40,6 +40,9 @@ reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; c
 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds
 	@$(SAO) report --profile $(PROFILE)
+
+status: $(EITHER)  ## Write docs/status.md and the README's count of claims from outputs/reference; seconds
+	@$(SAO) status
 
 plan-%: $(EITHER)  ## Show the runs of a table without starting one; seconds on every profile
 	@$(SAO) plan $* $(OPTIONS)

@@ -204,6 +204,12 @@ def outdated_behind(folders: Iterable[str]) -> dict[str, list[str]]:
     return {folder: why for folder in ancestry(folders) if (why := outdated(OUTPUTS / folder))}
 
 
+def seconds_behind(folders: Iterable[str]) -> float:
+    """What the runs in `folders` and behind them took together, by their manifests."""
+    manifests = [json.loads((OUTPUTS / folder / MANIFEST).read_text()) for folder in ancestry(folders)]
+    return float(sum(manifest.get("seconds", 0) for manifest in manifests))
+
+
 def load(folder: Path) -> Run | None:
     """The finished run in `folder`, None if it has not finished.
 

@@ -114,6 +114,7 @@ class Judge(Strict):
     max_tokens: int = Field(default=512, ge=1, description="of a verdict in text")
     audit_questions: int = Field(default=8, ge=0)
     chunk: int = Field(default=64, ge=1)
+    salt: int = Field(default=0, ge=0, description="of source `random`: another coin for the same pairs")
 
 
 class Train(Strict):
@@ -281,6 +282,7 @@ class Preset(Strict):
 
 class Settings(Strict):
     seed: int
+    replicates: int = Field(default=1, ge=1, description="runs of each trained row, each with its own seed")
     machine: Machine
     policy: Policy
     engine: Engine

@@ -11,8 +11,6 @@ from sao_lib.errors import SaoError
 from sao_lib.evaluate import alpaca_eval
 from sao_lib.evaluate.instruments import calibrate, combine, official_prompt, simple_parts
 from sao_lib.method.labelled import labelled_pairs
-from sao_lib.plan.experiment import Claim
-from sao_lib.report import claims
 from sao_lib.settings import ROOT, Settings
 
 
@@ -127,25 +125,3 @@ def test_length_control_says_how_uncertain_it_is_where_all_answers_are_longer() 
     assert far["wr"] == near["wr"]
     assert far["lc_se"] > 1
     assert far["lc"] < near["lc"]  # extrapolated to where no answer is
-
-
-def row_with(lengths: list[int], preferences: list[float]) -> list[dict[str, Any]]:
-    rows = zip(lengths, preferences, strict=True)
-    return [annotation(p, second="b" * n, number=k) for k, (n, p) in enumerate(rows)]
-
-
-def test_claims_are_supported_not_supported_or_undecided() -> None:
-    rows = {
-        "a": row_with([10] * 20, [2.0] * 20),
-        "b": row_with([50] * 20, [1.0] * 20),
-        "c": row_with([10, 50] * 10, [1.0, 2.0] * 10),
-    }
-
-    def verdict(holds: str) -> dict[str, Any]:
-        return claims.claim_verdict(Claim(sentence="It is so.", holds=holds), {**rows, "d": []})
-
-    assert verdict("a.wr > b.wr")["verdict"] == "supported"
-    assert verdict("b.wr > a.wr")["verdict"] == "not supported"
-    assert verdict("c.wr > c.wr")["verdict"] == "undecided"
-    assert verdict("b.length > a.length")["mean"] == 40
-    assert verdict("a.wr > d.wr")["verdict"] == "not run"

@@ -41,6 +41,10 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"rows": {"self": {"label": "Self", **changes}}}
 
 
+def claim(holds: str, **more: Any) -> dict[str, Any]:
+    return {"claims": [{"sentence": "So.", "holds": holds, **more}]}
+
+
 def test_the_least_that_an_experiment_needs(write: Any) -> None:
     write()
     check("mine")
@@ -82,8 +86,21 @@ MISTAKES = [
     ({"columns": ["pairs"], "runs": ["judge"], "claims": [{"sentence": "So.", "holds": "self.wr > length.wr"}]},
      "the row self does not run evaluate"),
     ({"claims": [{"sentence": "So.", "holds": "self.wr > random.wr"}]}, "names the row 'random'; there are: length"),
-    ({"claims": [{"sentence": "So.", "holds": "self.wr < length.wr"}]}, "must read 'row.metric > row.metric'"),
-    ({"claims": [{"sentence": "So.", "holds": "self.f1 > length.f1"}]}, "there is no claim metric 'f1'; there are: wr"),
+    (claim("self.wr >= length.wr"), "must read 'row.metric > row.metric'"),
+    (claim("self.wr > length.length"), "with one metric"),
+    (claim("self.wr is most"), "must read 'row.metric > row.metric'"),
+    (claim("self.wr ≈ length.wr"), "needs `within` for ≈"),
+    (claim("self.wr > length.wr", within=2), "needs `within` for ≈, and for nothing else"),
+    (claim("self.wr > length.wr", of=["self"]), "`of` is for max and min"),
+    (claim("self.wr is max", of=["length", "random"]), "names the row 'random'; there are: length"),
+    (claim("self.wr > length.wr", printed=["table6/self/wr"]), "printed needs a cell 'table/row/column' for each row"),
+    (claim("self.wr > 50", printed=["table6/nobody/wr"]), "params/paper.yaml has no cell table6/nobody/wr"),
+    (claim("self.f1 > length.f1"), "there is no claim metric 'f1'; there are: wr"),
+    (claim("self.math500 > 50"), "the row self does not run math500, which math500 needs"),
+    ({"rows": {**WHOLE["rows"], "coin": {"label": "Coin", "control": "placebo"}}}, "coin is a control, but no claim"),
+    (row(control="plaxebo"), "Key 'rows.self.control'"),
+    ({"replicates": 0}, "Key 'replicates"),
+    ({"replicates": {"laptop": 2}}, "replicates has 'laptop', which is no profile; there are: cpu"),
     ({"settings": {"laptop": {"seed": 1}}}, "settings has 'laptop', which is no profile; there are: cpu"),
     (row(trained="false"), "Key 'rows.self.trained'"),
     (row(profiles=["laptop"]), "self.profiles has 'laptop', which is no profile; there are: cpu"),
@@ -107,7 +124,7 @@ def test_the_check_expects_of_rows_what_their_plan_runs(name: str) -> None:
     asked = experiment.read(name)
     for planned in planning.make("cpu", name).rows:
         if not planned.settings.train.data and not planned.skipped:
-            assert set(planned.roles) == offers(asked, planned.name)
+            assert {role.partition("#")[0] for role in planned.roles} == offers(asked, planned.name)
 
 
 def test_a_rating_of_a_row_without_feedback_is_one_sentence(write: Any) -> None:
@@ -157,3 +174,17 @@ def test_set_cannot_change_what_a_preset_gives_a_row() -> None:
         planning.make("cpu", "figure1", ["train.pairs=8"])
     with pytest.raises(SaoError, match=r"train\.beta in table4: .* dpo, orpo"):
         planning.make("cpu", "table4", ["train.beta=2"])
+
+
+def test_replicates_are_the_experiments_by_profile_and_a_row_may_say_its_own(write: Any) -> None:
+    rows = {**WHOLE["rows"], "length": {**WHOLE["rows"]["length"], "replicates": 2}}
+
+    def replicates(**changes: Any) -> dict[str, int]:
+        write(**changes)
+        _, made = planning._rows("cpu", "mine", experiment.read("mine"), ())
+        return {row.name: row.settings.replicates for row in made}
+
+    assert replicates() == {"length": 1, "self": 1}
+    assert replicates(replicates=3) == {"length": 3, "self": 3}
+    assert replicates(replicates={"gpu": 3}) == {"length": 1, "self": 1}
+    assert replicates(replicates={"cpu": 3}, rows=rows) == {"length": 2, "self": 3}

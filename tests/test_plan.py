@@ -17,8 +17,8 @@ def stages(found: list[str]) -> dict[str, int]:
     return {stage: sum(f"/{stage}/" in f for f in found) for stage in NOTEBOOKS}
 
 
-def test_table6_makes_prompts_once_and_trains_ten_models() -> None:
-    wanted = {"synthesize": 1, "judge": 10, "train": 10, "answer": 11, "evaluate": 11}
+def test_table6_makes_prompts_once_and_trains_ten_models_and_another_coin() -> None:
+    wanted = {"synthesize": 1, "judge": 11, "train": 11, "answer": 12, "evaluate": 12}
     assert stages(folders()) == {stage: wanted.get(stage, 0) for stage in NOTEBOOKS}
 
 
@@ -32,7 +32,7 @@ def test_a_training_parameter_changes_trainings_and_leaves_judging_alone() -> No
     before, after = set(folders()), set(folders("train.beta=2"))
     changed = stages(sorted(before - after))
     assert changed["synthesize"] == changed["judge"] == 0
-    assert changed["train"] == changed["answer"] == changed["evaluate"] == 10
+    assert changed["train"] == changed["answer"] == changed["evaluate"] == 11
     assert not any("untrained" in folder for folder in before - after)
 
 
@@ -139,6 +139,43 @@ def test_another_judge_reads_the_same_answers() -> None:
     answers = {run.inputs["answers"] for run in readings}
     assert len(readings) == 3
     assert len(answers) == 1
+
+
+def test_a_replicate_is_the_row_again_with_another_seed_and_the_same_evaluation() -> None:
+    once, twice = plan.make("cpu", "smoke"), plan.make("cpu", "smoke", ["replicates=2"])
+    first = {run.folder for run in once.runs[:-1]}
+    assert first < {run.folder for run in twice.runs}, "the first replicate is the run of a row without replicates"
+    more = [run for run in twice.runs[:-1] if run.folder not in first]
+    assert all("-seed-142-" in run.folder for run in more)
+    assert stages([run.folder for run in more]) == {
+        **dict.fromkeys(NOTEBOOKS, 0),
+        "synthesize": 1,
+        "judge": 4,
+        "train": 4,
+        "answer": 4,
+        "evaluate": 4,
+    }
+    made = {run.spec["params"]["seed"] for run in more if run.spec["stage"] in ("synthesize", "judge", "train")}
+    assert made == {142}
+    judged = [run for run in twice.runs if run.spec["stage"] in ("answer", "evaluate")]
+    assert {run.spec["params"]["seed"] for run in judged} == {42}, "answers are sampled with common random numbers"
+    assert len({run.inputs["calibration"] for run in judged if "calibration" in run.inputs}) == 1
+    assert twice.table.inputs["self/evaluate"] == once.table.inputs["self/evaluate"]
+    assert twice.table.inputs["self/evaluate#2"] in {run.folder for run in more}
+
+
+def test_an_untrained_row_has_one_run_however_often_others_are_trained() -> None:
+    made = plan.make("cpu", "table8", ["replicates=3"])
+    assert {role.rpartition("/")[2] for role in made.table.inputs if role.startswith("vanilla/")} == {"evaluate"}
+    assert "gemma+gemma/evaluate#3" in made.table.inputs
+
+
+def test_two_coins_order_the_same_pairs_differently() -> None:
+    made = {row.name: row for row in plan.make("cpu", "smoke").rows}
+    one, other = made["random"].roles, made["random-2"].roles
+    assert one["synthesize"] == other["synthesize"]
+    assert one["judge"].folder != other["judge"].folder
+    assert "salt" not in made["self"].roles["judge"].spec["params"]["judge"], "a salt is the coin's alone"
 
 
 def test_an_unknown_preset_lists_what_there_is() -> None:

@@ -17,6 +17,7 @@ from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
 from sao_lib.plan.experiment import experiments
 from sao_lib.report import figures, page, table
+from sao_lib.report.claims import NOT_HERE, ONE_RUN
 from sao_lib.report.columns import METRICS, column
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.runs import Run
@@ -77,6 +78,12 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
                 for n, i in enumerate(ids)
             ],
         },
+        "chat_benchmarks": {
+            "mt_judgments.jsonl": [{"question_id": n // 2, "turn": 1 + n % 2, "score": 4.0 + n % 3} for n in range(N)],
+            "arena_games.jsonl": [{"question_id": i, "games": ["A>B", "A>B"]} for i in ids],
+        },
+        "rating": {"ratings.jsonl": [{"id": i, **dict.fromkeys(METRICS, 4.0 + n % 3)} for n, i in enumerate(ids)]},
+        "logits": {"logits.jsonl": [{"set": "chat", "id": i, "skewness": 0.1 * n} for n, i in enumerate(ids)]},
     }.get(run.spec["stage"], {})
 
 
@@ -117,7 +124,7 @@ def test_every_table_and_figure_is_whole(name: str, outputs: Path) -> None:
     said = table.caption(run, rows)
     assert f"`make reproduce-{name} PROFILE=cpu`" in said
     checked = table.claims(run, rows)
-    assert all(c["verdict"] in ("supported", "not supported", "undecided") for c in checked)
+    assert all(c["verdict"] in ("undecided", "no interval", ONE_RUN) or NOT_HERE in c["verdict"] for c in checked)
     table.write_tables(run, rows, checked)
     assert (run.folder / f"{name}.tex").read_text().startswith(r"\begin{tabular}")
     drawn = figures.draw(run, rows, run.folder / f"{name}.png")
@@ -186,8 +193,30 @@ def test_the_page_shows_what_has_finished_and_where_the_paper_disagrees_with_its
     run.finish({})
     text = page.write_page("cpu").read_text()
     assert "Not finished: table1" in text
-    assert "data:image/png;base64" in text
+    assert text.index("The paper's claims") < text.index("data:image/png;base64")
+    assert text.count("one run: not tested") == 2 * len(experiment_of(run).claims)
     assert "39.25; 39.30" in text
+
+
+def test_a_table_with_replicates_shows_means_runs_and_its_control_above_everything(outputs: Path) -> None:
+    made = plan.make("cpu", "smoke-replicates")
+    run = finished(made)
+    second = next(r for r in made.runs if "simpo-random-seed-142" in r.folder and r.spec["stage"] == "evaluate")
+    results = fake_results(second)
+    manifest = {"spec": second.spec, "files": {}, "results": {**results, "scores": {**results["scores"], "wr": 60.0}}}
+    (second.path / "run.json").write_text(json.dumps(manifest))
+    rows = table_rows(run)
+    head, *lines = table.formatted(run, rows)
+    shown = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert shown["Random feedback"]["Our WR (%)"] == "55.00"
+    assert shown["Random feedback"]["Runs (SD of WR)"] == "2 (SD 7.1)"
+    assert shown["Untrained"]["Runs (SD of WR)"] == "1"
+    table.write_tables(run, rows, table.claims(run, rows))
+    page_text = (run.folder / "smoke-replicates.md").read_text()
+    assert page_text.index("Controls as they must be: 1 of 1.") < page_text.index("| Row |")
+    written = json.loads((run.folder / "claims.json").read_text())
+    assert [c["verdict"] for c in written["claims"]] == ["undecided", "undecided"]
+    assert [c["control"] for c in written["claims"]] == [None, "placebo"]
 
 
 def test_latex_escapes_what_tex_reads_as_commands_and_wraps_long_texts() -> None:

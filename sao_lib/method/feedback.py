@@ -59,13 +59,18 @@ class Source:
 
 
 class Chance(Source):
-    """A coin, seeded by the row (SAO 4.4)."""
+    """A coin, seeded by the row (SAO 4.4). Another `salt` is another coin for the same pairs."""
 
     key = "random"
     printed = "a seeded coin"
+    reads = (*Source.reads, "salt")
+
+    @classmethod
+    def folder_name(cls, judge: Judge) -> str:
+        return f"{cls.key}-salt-{judge.salt}" if judge.salt else cls.key
 
     def margin(self, row: Record) -> float:
-        return random.Random(seed_for(self.seed, row["id"])).choice((1.0, -1.0))
+        return random.Random(seed_for(self.seed, row["id"], self.judge.salt)).choice((1.0, -1.0))
 
 
 class Shorter(Source):
@@ -114,7 +119,7 @@ class LanguageModel(Source):
 
     key = "llm"
     opens = "engine"
-    reads = tuple(Judge.model_fields)
+    reads = tuple(name for name in Judge.model_fields if name != "salt")
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path

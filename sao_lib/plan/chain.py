@@ -4,7 +4,7 @@ A run's identity is the hash of the parameters its stage uses, of the files thos
 reads, so that two rows, or two tables, that need the same run share it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sao_lib.runs import MANIFEST, OUTPUTS, identity
 from sao_lib.settings import ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
+SEED_STRIDE = 100  # between replicates; iterations count on from each by one
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,29 @@ class Row:
     skipped: str | None = None
     runs: dict[str, Planned] = field(default_factory=dict)
     roles: dict[str, Planned] = field(default_factory=dict)
+
+
+def replicate_role(role: str, number: int) -> str:
+    """A role in a row's replicate: `evaluate` in the first, `evaluate#2` in the second."""
+    return role if number == 1 else f"{role}#{number}"
+
+
+def built(profile: str, row: Row, base: Settings) -> Row:
+    """The row with its runs, once for each replicate: a seed of its own for prompts, responses, coins and data order.
+
+    The evaluation's instructions, seeds and calibration are shared by all. The first replicate has the profile's seed,
+    so it is the run of a row without replicates. An untrained row has one.
+    """
+    runs: dict[str, Planned] = {}
+    roles: dict[str, Planned] = {}
+    count = row.settings.replicates if row.trained else 1
+    for number in range(1, count + 1):
+        seed = row.settings.seed + SEED_STRIDE * (number - 1)
+        own = replace(row, settings=row.settings.model_copy(update={"seed": seed}))
+        chain = Chain(profile, own, base).build()
+        runs |= chain.runs
+        roles |= {replicate_role(role, number): run for role, run in chain.roles.items()}
+    return replace(row, runs=runs, roles=roles)
 
 
 def spec_of(
@@ -116,11 +140,12 @@ class Chain:
     def _trained(self, wanted: set[str]) -> Planned | None:
         """Synthesize, judge and train, as often as the row iterates; no further than the row needs."""
         s, trained = self.row.settings, None
+        replicate = f"-seed-{s.seed}" if s.seed != self.base.seed else ""
         if s.train.data:
-            return self._train(None, {})
+            return self._train(None, {}, replicate)
         for iteration in range(self.row.iterations):
             policy: dict[str, str] = {"policy": trained.folder} if trained else {}
-            suffix = f"-iteration-{iteration + 1}" if iteration else ""
+            suffix = (f"-iteration-{iteration + 1}" if iteration else "") + replicate
             self.roles["synthesize"] = synthesized = self._synthesize(s.seed + iteration, policy, suffix)
             if wanted <= {"synthesize"}:
                 return None
@@ -214,7 +239,7 @@ class Chain:
 
     def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
-        params = {"seed": s.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
+        params = {"seed": self.base.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
                   "evaluate": s.evaluate.model_dump()}  # fmt: skip
         b = s.chat_benchmarks
         files = [
@@ -237,20 +262,20 @@ class Chain:
 
     def _math500(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
-        params = {"seed": s.seed, **self._model, "math500": s.math500.model_dump()}
+        params = {"seed": self.base.seed, **self._model, "math500": s.math500.model_dump()}
         files = [s.math500.problems, s.math500.template, s.policy.chat_template]
         return self._add("math500", self._subject(policy), params, policy, files)
 
     def _logits(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
-        params = {"seed": s.seed, **self._model, "logits": s.logits.model_dump()}
+        params = {"seed": self.base.seed, **self._model, "logits": s.logits.model_dump()}
         return self._add("logits", self._subject(policy), params, policy, [s.logits.chat, s.logits.math])
 
     def _rating(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
         if "judge" not in self.roles:
             raise SaoError("Stage rating grades the responses that a feedback source chose, and this row has none.")
-        params = {"seed": s.seed, **self._model, "rating": s.rating.model_dump()}
+        params = {"seed": self.base.seed, **self._model, "rating": s.rating.model_dump()}
         judged = self.roles["judge"]
         return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])
 

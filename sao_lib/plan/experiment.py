@@ -1,16 +1,23 @@
 """An experiment file, typed: the rows, columns, figure and claims of one table or figure."""
 
-import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
+from sao_lib.plan.claim import Claim
 from sao_lib.settings import PARAMS, Settings, Stage, Strict, experiment_file, read_yaml
 
-PREDICATE = re.compile(r"(?P<row>\S+)\.(?P<metric>\w+) > (?P<other>\S+)\.(?P<other_metric>\w+)")
+Control = Literal["placebo", "positive"]  # a row whose claims are known: undecided, supported
 
 
 def _of_a_row(stage: Stage) -> Stage:
@@ -36,7 +43,8 @@ class RowSpec(Strict):
 
     `use` names presets of the profile. `runs` are the stages that this row needs where they differ from the
     experiment's. `trained: false` is the policy as it comes. `published` names a model of a published leaderboard, for
-    rows that run nothing. `profiles` are those that have the row, where it is not all.
+    rows that run nothing. `profiles` are those that have the row, where it is not all. `control`: what the claims that
+    name this row must come to, whatever the table is about.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -47,6 +55,7 @@ class RowSpec(Strict):
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
     profiles: tuple[str, ...] | None = None
+    control: Control | None = None
     printed: Printed = Printed()
 
     @property
@@ -74,33 +83,13 @@ class Figure(Strict):
     paper_x: list[float | None] | None = None
 
 
-class Claim(Strict):
-    """A sentence and the predicate over rows that it comes to, `row.metric > other.metric`."""
-
-    sentence: str
-    holds: str
-
-    @field_validator("holds")
-    @classmethod
-    def _form(cls, holds: str) -> str:
-        found = PREDICATE.fullmatch(holds)
-        if not found or found["metric"] != found["other_metric"]:
-            raise ValueError(f"'{holds}' must read 'row.metric > row.metric', with one metric")
-        return holds
-
-    @cached_property
-    def parts(self) -> tuple[str, str, str]:
-        """(row, other row, metric)."""
-        found = PREDICATE.fullmatch(self.holds)
-        assert found
-        return found["row"], found["other"], found["metric"]
-
-
 class Experiment(Strict):
     """One table or figure. `ours`: it is not in the paper, and `reproduce-all` leaves it out.
 
     `columns` are names of report.columns; or `table` names a table of texts in report.texts. `settings` are parameters
-    by profile. `printed_in` names the paper's table whose numbers stand beside ours where it is not this one.
+    by profile. `replicates` are the runs of each trained row, for every profile or by profile (else as `settings` and
+    the profile say); a row may say its own. `printed_in` names the paper's table whose numbers stand beside ours where
+    it is not this one.
     """
 
     title: str
@@ -114,6 +103,7 @@ class Experiment(Strict):
     figure: Figure | None = None
     runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
+    replicates: PositiveInt | dict[str, PositiveInt] = {}
     rows: dict[str, RowSpec] = Field(min_length=1)
     claims: list[Claim] = []
     note: str | None = None
@@ -126,14 +116,23 @@ class Experiment(Strict):
         named = {name: row.profiles or () for name, row in self.rows.items()}
         if wrong := next((f"{row}.profiles has '{p}'" for row in named for p in named[row] if p not in profiles), None):
             raise ValueError(f"{wrong}, which is no profile; there are: {', '.join(sorted(profiles))}")
-        if unknown := sorted(set(self.settings) - profiles):
-            known = ", ".join(sorted(profiles))
-            raise ValueError(f"settings has '{unknown[0]}', which is no profile; there are: {known}")
+        for key, given in (("settings", self.settings), ("replicates", self.replicates)):
+            if isinstance(given, dict) and (unknown := sorted(set(given) - profiles)):
+                known = ", ".join(sorted(profiles))
+                raise ValueError(f"{key} has '{unknown[0]}', which is no profile; there are: {known}")
         for claim in self.claims:
-            if unknown := sorted(set(claim.parts[:2]) - set(self.rows)):
+            if unknown := sorted(set(claim.rows) - set(self.rows)):
                 known = ", ".join(self.rows)
                 raise ValueError(f"the claim '{claim.holds}' names the row '{unknown[0]}'; there are: {known}")
+        for name, row in self.rows.items():
+            if row.control and not any(name in claim.rows for claim in self.claims):
+                raise ValueError(f"the row {name} is a control, but no claim names it")
         return self
+
+    def layer(self, profile: str) -> dict[str, Any]:
+        """The parameters that this experiment sets on a profile."""
+        own = self.replicates.get(profile) if isinstance(self.replicates, dict) else self.replicates
+        return {**self.settings.get(profile, {}), **({"replicates": own} if own else {})}
 
 
 def read(name: str) -> Experiment:

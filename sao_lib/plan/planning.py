@@ -16,7 +16,7 @@ from sao_lib.engines.openai_api import JOURNAL, require_key
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers
-from sao_lib.plan.chain import Chain, Planned, Row, models_of, spec_of
+from sao_lib.plan.chain import Planned, Row, built, models_of, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
 from sao_lib.runs import MANIFEST, identity, load, outdated
 from sao_lib.settings import Settings
@@ -53,14 +53,13 @@ def make(profile: str, name: str, assignments: Iterable[str] = ()) -> Plan:
     """The plan of an experiment on a profile; raises SaoError for anything wrong in the parameters."""
     experiment, given = read(name), tuple(assignments)
     base, rows = _rows(profile, name, experiment, given)
-    built = []
+    planned = []
     for row in rows:
         try:
-            chain = Chain(profile, row, base).build()
-            built.append(replace(row, runs=chain.runs, roles=chain.roles))
+            planned.append(built(profile, row, base))
         except SaoError as reason:
-            built.append(replace(row, skipped=row.skipped or str(reason)))
-    return joined(Plan(profile, name, base, built, [], tuple(filter(_decides, given))))
+            planned.append(replace(row, skipped=row.skipped or str(reason)))
+    return joined(Plan(profile, name, base, planned, [], tuple(filter(_decides, given))))
 
 
 def verified(plan: Plan) -> Plan:
@@ -136,7 +135,7 @@ def _rows(profile: str, name: str, experiment: Experiment, given: tuple[str, ...
     """
     where, file = f"params/experiments/{name}.yaml", f"params/profiles/{profile}.yaml"
     line = ("the command line", layers.from_command_line(list(given)))
-    common = [*layers.profile_layers(profile), (where, experiment.settings.get(profile, {}))]
+    common = [*layers.profile_layers(profile), (where, experiment.layer(profile))]
     base = layers.validate([*common, line])
     own, stand_ins, wanted = {}, {}, {}
     for key, row in experiment.rows.items():

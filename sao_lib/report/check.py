@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 
 from sao_lib.errors import SaoError
+from sao_lib.plan.claim import Claim
 from sao_lib.plan.experiment import Experiment, Figure, read
-from sao_lib.report.claims import METRICS
 from sao_lib.report.columns import column
 from sao_lib.report.figures import KINDS, MEASURES
-from sao_lib.report.paper import PAPER
+from sao_lib.report.metrics import METRICS
+from sao_lib.report.paper import printed as paper
 from sao_lib.report.rows import printed_rows
 from sao_lib.report.texts import TABLES
-from sao_lib.settings import read_yaml
 
 Printed = dict[str, dict[str, float | None]]  # the paper's numbers by row
 
@@ -33,12 +33,13 @@ def check(name: str) -> None:
         _some_row_runs(stages, f"column {wanted}", experiment, where)
     if experiment.figure:
         _figure(experiment.figure, experiment, printed, where)
-    _claims(experiment, where)
+    for claim in experiment.claims:
+        _claim(claim, experiment, where)
 
 
 def _printed(name: str, experiment: Experiment, where: str) -> Printed:
     if experiment.printed_in:
-        _known("table of the paper", experiment.printed_in, read_yaml(PAPER), where)
+        _known("table of the paper", experiment.printed_in, paper(), where)
     found = printed_rows(name, experiment)
     for key, row in experiment.rows.items():
         if (row.printed.row or row.printed.prefix) and not found[key]:
@@ -67,13 +68,20 @@ def _figure(figure: Figure, experiment: Experiment, printed: Printed, where: str
         )
 
 
-def _claims(experiment: Experiment, where: str) -> None:
-    for claim in experiment.claims:
-        one, other, metric = claim.parts
-        _known("claim metric", metric, METRICS, f"{where}, '{claim.holds}'")
-        for row in (one, other):
-            if not experiment.rows[row].published and "evaluate" not in offers(experiment, row):
-                raise SaoError(f"{where}, '{claim.holds}': the row {row} does not run evaluate; add it to its runs.")
+def _claim(claim: Claim, experiment: Experiment, where: str) -> None:
+    """SaoError if a claim's metric is none, no row it names can have it, or the paper has no such cell."""
+    metric, place = claim.predicate.metric, f"{where}, '{claim.holds}'"
+    _known("claim metric", metric, METRICS, place)
+    for name in claim.rows:
+        if METRICS[metric].stage not in offers(experiment, name) and not experiment.rows[name].published:
+            stage = METRICS[metric].stage
+            raise SaoError(f"{place}: the row {name} does not run {stage}, which {metric} needs; add it to its runs.")
+    for cell in claim.printed:
+        table, _, rest = cell.partition("/")
+        row, _, column = rest.rpartition("/")
+        found = paper().get(table, {}).get("rows", {})
+        if column not in found.get(row, {}):
+            raise SaoError(f"{place}: params/paper.yaml has no cell {cell}.")
 
 
 def _known(what: str, name: str, registry: Iterable[str], where: str) -> None:

@@ -1,6 +1,10 @@
-"""What can stand in a column, by the name an experiment file uses; `paper.x` is the paper's own column x."""
+"""What can stand in a column, by the name an experiment file uses; `paper.x` is the paper's own column x.
+
+A row that ran several times shows the mean over its runs, and column `runs` how many and how far apart they are.
+"""
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +35,7 @@ class Column:
     value: Callable[[TableRow], Any]
     decimals: int = 2
     stages: tuple[str, ...] = ()
+    whole: bool = False  # it reads all replicates of a row; else it reads each, and their mean is shown
 
 
 LEADERBOARD = {"lc": "length_controlled_winrate", "lc_se": "lc_standard_error", "wr": "win_rate",
@@ -76,6 +81,14 @@ def policy_name(row: TableRow) -> str:
 
 def _length(row: TableRow) -> float:
     return mean_length(row.answers)
+
+
+def _runs(row: TableRow) -> str:
+    """How many runs of the row there are and, of win rates, their standard deviation."""
+    if len(row.replicates) == 1 or not row.has("evaluate"):
+        return str(len(row.replicates))
+    values = [one.run("evaluate").results["scores"]["wr"] for one in row.replicates]
+    return f"{len(values)} (SD {statistics.stdev(values):.1f})"
 
 
 def _pairs(row: TableRow) -> str:
@@ -151,6 +164,7 @@ COLUMNS: dict[str, Column] = {
     "model": Column("What ran", policy_name, stages=MEASURED),
     "length": Column("Mean answer (characters)", _length, 0, stages=("evaluate",)),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
+    "runs": Column("Runs (SD of WR)", _runs, whole=True),
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),
@@ -202,7 +216,16 @@ def value_of(name: str, row: TableRow) -> Any:
     wanted = column(name)
     if wanted.stages and not row.published and not any(map(row.has, wanted.stages)):
         return NOTHING
-    return wanted.value(row)
+    return wanted.value(row) if wanted.whole else _together([wanted.value(one) for one in row.replicates])
+
+
+def _together(values: list[Any]) -> Any:
+    """What replicates show in one cell: the mean of numbers, what all say, or each."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if all(isinstance(value, int | float) for value in values):
+        return statistics.fmean(values)
+    return "; ".join(map(str, dict.fromkeys(values)))
 
 
 def text_of(name: str, row: TableRow) -> str:

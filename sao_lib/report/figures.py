@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from sao_lib.plan.experiment import Figure
@@ -33,9 +34,15 @@ Bar = tuple[float, float, float]  # a value and the lengths of its bar to the le
 
 
 def _measured(row: TableRow, metric: str) -> Bar | None:
-    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where the row did not measure it."""
+    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where the row did not measure it.
+
+    Of several runs the mean of each. The bar is of the questions; how far runs lie apart is in the table.
+    """
     measure = MEASURES[metric]
-    return measure.of(row) if any(map(row.has, measure.stages)) else None
+    if not any(map(row.has, measure.stages)):
+        return None
+    value, left, right = (fmean(part) for part in zip(*map(measure.of, row.replicates), strict=True))
+    return value, left, right
 
 
 def _win_rate(value: str, se: str) -> Callable[[TableRow], Bar]:

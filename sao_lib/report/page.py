@@ -3,11 +3,13 @@
 import base64
 import html
 from pathlib import Path
+from typing import Any
 
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
 from sao_lib.plan.experiment import experiments
-from sao_lib.report import paper
+from sao_lib.report import paper, status
+from sao_lib.report.claims import controls
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.report.table import caption, claim_lines, claims, formatted
 from sao_lib.runs import OUTPUTS, Run, load
@@ -18,6 +20,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #555; } img { max-width: 100%; } .note { color: #555; font-size: .85rem; }
 td { white-space: pre-wrap; max-width: 38rem; } nav a { margin-right: .8rem; }
+.control { font-weight: bold; margin-top: 3rem; }
 """
 
 
@@ -31,11 +34,13 @@ def write_page(profile: str) -> Path:
     if not done:
         raise SaoError(f"No table of profile {profile} has finished; run `make reproduce-all PROFILE={profile}` first.")
     missing = [name for name in experiments() if name not in done]
+    checked = {name: claims(run, table_rows(run)) for name, run in done.items()}
     parts = [f"<h1>SAO, reproduced: profile {profile}</h1>"]
     parts += [f"<nav>{''.join(map(_link, done))}</nav>"]
     if missing:
         parts.append(f"<p class=note>Not finished: {', '.join(missing)}.</p>")
-    parts += [_section(name, run) for name, run in done.items()]
+    parts += ["<h2 id=status>The paper's claims</h2>", _table(status.lines({profile: _of_the_paper(profile, checked)}))]
+    parts += [_section(name, run, checked[name]) for name, run in done.items()]
     parts.append(_disagreements())
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>SAO, reproduced</title><style>{STYLE}</style>"
     path = OUTPUTS / profile / "report.html"
@@ -48,13 +53,23 @@ def _link(name: str) -> str:
     return f'<a href="#{html.escape(name)}">{html.escape(name)}</a>'
 
 
+def _of_the_paper(profile: str, checked: dict[str, list[Any]]) -> status.Tables:
+    """What the status table reads of a profile, from claims that were checked just now."""
+    return {
+        name: {"command": f"make reproduce-{name} PROFILE={profile}", "minutes": None, "claims": found}
+        for name, found in checked.items()
+    }
+
+
 def _variants(profile: str, name: str) -> list[str]:
     return sorted(path.name for path in (OUTPUTS / profile).glob(f"{name}@*"))
 
 
-def _section(name: str, run: Run) -> str:
+def _section(name: str, run: Run, checked: list[Any]) -> str:
     experiment, rows = experiment_of(run), table_rows(run)
-    parts = [f'<h2 id="{html.escape(name)}">{html.escape(name)}: {html.escape(experiment.title)}</h2>']
+    control = controls(checked)
+    parts = [f"<p class=control>{html.escape(control.replace('**', ''))}</p>"] if control else []
+    parts += [f'<h2 id="{html.escape(name)}">{html.escape(name)}: {html.escape(experiment.title)}</h2>']
     parts += [f"<p>{html.escape(experiment.question)} ({html.escape(experiment.where)})</p>"]
     picture = run.folder / f"{run.params['experiment']}.png"
     if picture.is_file():
@@ -64,7 +79,6 @@ def _section(name: str, run: Run) -> str:
         )
     parts.append(_table(formatted(run, rows)))
     parts += [f"<p class=note>{html.escape(line)}</p>" for line in caption(run, rows).split("\n")]
-    checked = claims(run, rows)
     return "\n".join(parts + ([_table(claim_lines(checked))] if checked else []))
 
 

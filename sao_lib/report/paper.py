@@ -7,7 +7,9 @@ its zero: a printed number stands for everything that rounds to it.
 
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -35,9 +37,19 @@ for _kind in ("int", "float"):
     _Exact.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda _, node: Decimal(node.value))
 
 
+def printed() -> dict[str, Any]:
+    """params/paper.yaml, read once as long as it does not change."""
+    return _read(PAPER, PAPER.stat().st_mtime_ns)
+
+
+@cache
+def _read(path: Path, _changed: int) -> dict[str, Any]:
+    return read_yaml(path)
+
+
 def numbers(table: str) -> dict[str, dict[str, Any]]:
     """Rows of `table1` to `table11`, `figure1` or `figure2`: {row: {column: number or None}}."""
-    paper = read_yaml(PAPER)
+    paper = printed()
     if table not in paper or not isinstance(paper[table].get("rows"), dict):
         known = ", ".join(name for name, entry in paper.items() if "rows" in entry and isinstance(entry["rows"], dict))
         raise SaoError(f"params/paper.yaml holds no rows of '{table}'; there are: {known}.")
@@ -46,7 +58,7 @@ def numbers(table: str) -> dict[str, dict[str, Any]]:
 
 def facts() -> list[dict[str, Any]]:
     """Numbers in the running text: {value, where (section), of: [table, row, column], minus: the same, if any}."""
-    return list(read_yaml(PAPER)["stated"])
+    return list(printed()["stated"])
 
 
 def disagreements() -> list[Disagreement]:

@@ -1,19 +1,21 @@
 """The rows of a table run: what the paper prints for each, and the runs whose results are ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
+from sao_lib.plan.chain import replicate_role
 from sao_lib.plan.experiment import Experiment, read
-from sao_lib.report.paper import PAPER
+from sao_lib.report import paper
 from sao_lib.runs import Run
-from sao_lib.settings import read_yaml
+from sao_lib.settings import Stage
 
 
 @dataclass(frozen=True)
 class TableRow:
     """`printed` maps the paper's columns to its numbers for this row; `run(role)` is a finished run of ours.
 
+    A row that ran several times has `replicates`; each of them is a row too, whose runs are of one `replicate`.
     `published` names a model of alpaca_eval's leaderboard; `skipped` says why the row did not run here.
     """
 
@@ -24,12 +26,24 @@ class TableRow:
     data: str | None = None
     published: str | None = None
     skipped: str | None = None
+    replicate: int = 1
 
     def has(self, role: str) -> bool:
-        return f"{self.name}/{role}" in self.table.spec["inputs"]
+        return self._key(role, self.replicate) in self.table.spec["inputs"]
 
     def run(self, role: str) -> Run:
-        return self.table.input(f"{self.name}/{role}")
+        return self.table.input(self._key(role, self.replicate))
+
+    def _key(self, role: str, replicate: int) -> str:
+        return f"{self.name}/{replicate_role(role, replicate)}"
+
+    @cached_property
+    def replicates(self) -> list["TableRow"]:
+        """This row once for each of its replicates, the first first; itself where it ran once."""
+        count = 1
+        while any(self._key(role, count + 1) in self.table.spec["inputs"] for role in get_args(Stage)):
+            count += 1
+        return [replace(self, replicate=number) for number in range(1, count + 1)]
 
     @property
     def ours(self) -> bool:
@@ -89,7 +103,7 @@ def table_rows(run: Run) -> TableRows:
 
 def printed_rows(name: str, experiment: Experiment) -> dict[str, dict[str, float | None]]:
     """The paper's numbers for each row: of the row and the columns that its `printed` names, without their prefix."""
-    table = read_yaml(PAPER).get(experiment.printed_in or name, {}).get("rows")
+    table = paper.printed().get(experiment.printed_in or name, {}).get("rows")
     numbers = table if isinstance(table, dict) else {}  # table 12's rows are prompts
     found = {}
     for key, row in experiment.rows.items():

@@ -2,18 +2,19 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from sao_lib.files import write_atomic
 from sao_lib.hub import short
-from sao_lib.report import texts
-from sao_lib.report.claims import claim_verdict, paper_verdict
+from sao_lib.report import claims as tests
+from sao_lib.report import paper_side, texts
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.fidelity import sentences
 from sao_lib.report.rows import TableRows, experiment_of
-from sao_lib.runs import Run, outdated_behind
+from sao_lib.runs import Run, outdated_behind, seconds_behind
 from sao_lib.settings import PARAMS, read_yaml
 
 LONG = 60  # characters of a cell that a LaTeX table wraps
@@ -24,9 +25,17 @@ def formatted(run: Run, rows: TableRows) -> list[list[str]]:
     experiment = experiment_of(run)
     if experiment.table:
         return texts.TABLES[experiment.table].made(rows)
-    names = experiment.columns
+    names = columns_of(rows)
     head = ["Row", *(column(name).header for name in names)]
     return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]
+
+
+def columns_of(rows: TableRows) -> list[str]:
+    """The experiment's columns, and how many runs there are behind a row where that is more than one."""
+    row = next(iter(rows.values()))
+    names = experiment_of(row.table).columns
+    many = any(len(row.replicates) > 1 for row in rows.values())
+    return [*names, "runs"] if many and "runs" not in names else list(names)
 
 
 def caption(run: Run, rows: TableRows) -> str:
@@ -109,23 +118,31 @@ def _judge_sentence(run: Run) -> str:
 
 
 def claims(run: Run, rows: TableRows) -> list[dict[str, Any]]:
-    """Each claim of the experiment with its verdict on our rows and on the paper's numbers."""
-    annotations = {name: row.annotations if row.ours else [] for name, row in rows.items()}
-    numbers = {name: row.printed for name, row in rows.items()}
-    return [
-        {**c.model_dump(), **claim_verdict(c, annotations), "paper": paper_verdict(c, numbers)}
-        for c in experiment_of(run).claims
-    ]
+    """Each claim of the experiment with its verdict on our rows and on the paper's numbers (claims.check)."""
+    return tests.check(experiment_of(run), rows)
 
 
 def claim_lines(checked: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Claims as strings, header first."""
-    head = ["Claim", "Predicate", "Paper", "Ours: difference [95% interval], p", "Verdict"]
-    return [head, *([c["sentence"], c["holds"], c["paper"], _test(c), c["verdict"]] for c in checked)]
+    head = ["Claim", "Predicate", "Paper", "Ours: difference [interval], p (Holm)", "Verdict"]
+    return [head, *([_sentence(c), c["holds"], paper_side.text(c["paper"]), tested(c), c["verdict"]] for c in checked)]
 
 
-def _test(c: dict[str, Any]) -> str:
-    return "-" if c["mean"] is None else f"{c['mean']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}], p = {c['p']:.2g}"
+def _sentence(c: dict[str, Any]) -> str:
+    return f"Control, {c['control']}: {c['sentence']}" if c["control"] else c["sentence"]
+
+
+def tested(c: dict[str, Any]) -> str:
+    """A finding in words: the difference; where it was tested with its interval and p-value; and the runs behind it."""
+    if c["difference"] is None:
+        return "-"
+    runs = f"runs {' and '.join(map(str, c['runs']))}" if len(c["runs"]) < 3 else f"runs {min(c['runs'])} or more each"
+    rival = f" against {c['rival']}" if c["rival"] else ""
+    text = f"{c['difference']:+.3g} {c['unit']}".rstrip() + rival
+    if c["p"] is not None:
+        holm = "" if c["holm"] is None else f" ({c['holm']:.2g})"
+        text += f" [{c['low']:+.3g}, {c['high']:+.3g}] at {100 * c['level']:.0f}%, p = {c['p']:.2g}{holm}"
+    return f"{text}; {runs}"
 
 
 def markdown(table: list[list[str]]) -> str:
@@ -157,9 +174,11 @@ def _column_format(head: list[str], body: list[list[str]]) -> str:
 
 
 def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -> None:
-    """<experiment>.md, .csv and .tex in the table's folder."""
+    """<experiment>.md, .csv and .tex in the table's folder, and claims.json, which the status table reads."""
     name, table, experiment = run.params["experiment"], formatted(run, rows), experiment_of(run)
-    parts = [f"# {name}: {experiment.title}", markdown(table), caption(run, rows).replace("\n", "\n\n")]
+    parts = [f"# {name}: {experiment.title}"]
+    parts += [line] if (line := tests.controls(checked)) else []
+    parts += [markdown(table), caption(run, rows).replace("\n", "\n\n")]
     parts += [markdown(claim_lines(checked))] if checked else []
     write_atomic(run.folder / f"{name}.md", "\n\n".join(parts) + "\n")
     buffer = io.StringIO()
@@ -167,7 +186,11 @@ def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -
     if experiment.table:
         writer.writerows(table)
     else:
-        writer.writerow(["row", *experiment.columns])
-        writer.writerows([row.name, *(value_of(c, row) for c in experiment.columns)] for row in rows.values())
+        names = columns_of(rows)
+        writer.writerow(["row", *names])
+        writer.writerows([row.name, *(value_of(c, row) for c in names)] for row in rows.values())
     write_atomic(run.folder / f"{name}.csv", buffer.getvalue())
     write_atomic(run.folder / f"{name}.tex", latex(table))
+    minutes = round(seconds_behind(run.spec["inputs"].values()) / 60, 1)
+    found = {"command": run.params["command"], "minutes": minutes, "claims": list(checked)}
+    write_atomic(run.folder / "claims.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,112 @@
+"""The status of the paper's claims: what it prints, what that says, and what our runs say by profile. Nothing is typed.
+
+The whole table is docs/status.md; the README has its counts between two markers. Both are made by `make status` from
+claims.json of the finished tables in outputs/reference.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sao_lib.errors import SaoError
+from sao_lib.files import write_atomic
+from sao_lib.plan.claim import Claim
+from sao_lib.plan.experiment import Experiment, experiments, read
+from sao_lib.report import paper_side
+from sao_lib.report.claims import NOT_RUN
+from sao_lib.report.paper_side import SUPPORTED, UNDECIDED
+from sao_lib.report.rows import printed_rows
+from sao_lib.report.table import markdown
+from sao_lib.settings import PARAMS, ROOT
+
+REFERENCE = ROOT / "outputs" / "reference"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "status.md"
+BEGIN, END = "<!-- status -->", "<!-- end status -->"
+Tables = Mapping[str, Mapping[str, Any]]  # experiment -> what its claims.json holds
+
+
+def reference(folder: Path = REFERENCE) -> dict[str, Tables]:
+    """What finished tables in the reference results say, {profile: {experiment: claims.json}}."""
+    profiles = sorted(path.stem for path in (PARAMS / "profiles").glob("*.yaml"))
+    tables = {p: {name: _read(folder / p / name) for name in experiments()} for p in profiles}
+    return {p: {name: found for name, found in own.items() if found} for p, own in tables.items()}
+
+
+def _read(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "claims.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _claims() -> Iterator[tuple[str, Experiment, Claim, dict[str, Any]]]:
+    """The paper's claims in its order, each with its experiment and what the paper's own numbers say."""
+    for name in experiments():
+        experiment = read(name)
+        printed = printed_rows(name, experiment)
+        for claim in experiment.claims:
+            if not claim.ours:
+                yield name, experiment, claim, paper_side.side(claim, printed)
+
+
+def lines(ours: Mapping[str, Tables]) -> list[list[str]]:
+    """The table as strings, header first: a line for each claim of the paper, in its order."""
+    out = [["Where", "Claim", "Paper", *(f"Ours, {profile}" for profile in ours), "Minutes", "Command"]]
+    for name, experiment, claim, side in _claims():
+        verdicts = [_verdict(tables.get(name), claim.text) for tables in ours.values()]
+        line = [experiment.where, claim.sentence, paper_side.text(side), *verdicts, _minutes(ours, name)]
+        out.append([*line, f"make reproduce-{name}"])
+    return out
+
+
+def _verdict(table: Mapping[str, Any] | None, claim: str) -> str:
+    """Ours of a claim; "not run" too where the table was made before the claim was written."""
+    found = table["claims"] if table else []
+    return next((str(c["verdict"]) for c in found if c["holds"] == claim), NOT_RUN)
+
+
+def _minutes(ours: Mapping[str, Tables], name: str) -> str:
+    """What the table's runs took together, by profile, one after another."""
+    took = {profile: tables[name]["minutes"] for profile, tables in ours.items() if name in tables}
+    return "; ".join(f"{profile} {minutes:.0f}" for profile, minutes in took.items() if minutes is not None) or "-"
+
+
+INTRO = """# The paper's claims
+
+Made by `make status` from `outputs/reference/`.
+
+- *Paper*: its numbers, their difference over its standard error at correlations of 0 and 0.5 between rows, and what
+  that says. *SE derived*: the paper prints none, so the binomial one stands for it.
+- *Ours*: by profile, tested across runs. With one run a row, a claim about training is not tested.
+- *Minutes*: of all runs behind the table, one after another.
+
+"""
+
+
+def page(ours: Mapping[str, Tables]) -> str:
+    """docs/status.md."""
+    return INTRO + markdown(lines(ours)) + "\n"
+
+
+def summary(ours: Mapping[str, Tables]) -> str:
+    """The README's block: how many claims there are, and how they come out by the paper's numbers and by profile."""
+    claims = list(_claims())
+    own = Counter(side["verdict"] for *_, side in claims)
+    out = [f"{len(claims)} claims of the paper; its numbers support {own[SUPPORTED]}, {own[UNDECIDED]} are undecided."]
+    for profile, tables in ours.items():
+        found = Counter(_verdict(tables.get(n), c.text).partition(" here:")[0] for n, _, c, _ in claims)
+        if tables:
+            out.append(f"Ours, {profile}: {', '.join(f'{count} {verdict}' for verdict, count in found.most_common())}.")
+    return " ".join([*out, "[Every claim](docs/status.md)."])
+
+
+def write() -> Path:
+    """Write docs/status.md and the README's block; SaoError if the README lacks its markers."""
+    ours = reference()
+    readme = README.read_text(encoding="utf-8")
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise SaoError(f"README.md needs the lines {BEGIN} and {END} once each, where the status goes.")
+    before, rest = readme.split(BEGIN)
+    write_atomic(PAGE, page(ours))
+    write_atomic(README, f"{before}{BEGIN}\n{summary(ours)}\n{END}{rest.split(END)[1]}")
+    return PAGE
