@@ -104,10 +104,13 @@ class Judge(Strict):
     engine: Engine | None = None
     chat_template: str | None = None
     template: str = "params/templates/ranking.yaml"
-    reading: Literal["text", "logprob"] = "text"
-    orders: Literal["one", "both"] = "one"
+    reading: Literal["text", "logprob", "likelihood", "reverse", "reverse_added"] = Field(
+        default="text", description="a ranking in words or from log-odds, or each response by itself (method.readings)"
+    )
+    orders: Literal["one", "both"] = Field(default="one", description="of a ranking")
     without_criterion: Literal[1, 2, 3, 4] | None = None
     audit_questions: int = Field(default=8, ge=0)
+    audit_faults: int = Field(default=3, ge=1, description="of a labelled question's faults, taken in turn")
     chunk: int = Field(default=64, ge=1)
 
 

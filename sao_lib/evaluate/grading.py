@@ -1,9 +1,7 @@
-"""What the graded benchmarks share: answers found by id, ratings read from log-probabilities, clustered errors."""
+"""What the graded benchmarks share: answers found by id, ratings read from log-probabilities."""
 
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sao_lib.errors import SaoError
@@ -29,18 +27,3 @@ def expected_digit(logprobs: Sequence[float], digits: Sequence[str]) -> float | 
         return None
     weights = [math.exp(value - top) for value in logprobs]
     return sum(w * int(d) for w, d in zip(weights, digits, strict=True)) / sum(weights)
-
-
-def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """Standard error of the mean of `values`, in their unit, of which those with equal `clusters` hang together.
-
-    Equals that of the clusters' means where all are of one size. None with fewer than two clusters.
-    """
-    if not values:
-        return None
-    mean = statistics.fmean(values)
-    sums: dict[Hashable, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value - mean
-    n = len(sums)
-    return (n / (n - 1) * sum(s * s for s in sums.values())) ** 0.5 / len(values) if n > 1 else None

@@ -14,11 +14,12 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import by_id, clustered_se, expected_digit
+from sao_lib.evaluate.grading import by_id, expected_digit
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 from sao_lib.sources import load_rows
+from sao_lib.standard_errors import clustered_se
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
 WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat

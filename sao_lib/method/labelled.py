@@ -96,20 +96,6 @@ def _framed(row: Row, other: Row, rng: random.Random) -> str:
     return f"{rng.choice(('You ask:', 'Your question is:', 'The question was:'))} {row['instruction']}"
 
 
-def _reworded(row: Row, other: Row, rng: random.Random) -> str:
-    """The question in other words, made by rule: what it is about is named, and nothing is said about it."""
-    question = row["instruction"][0].lower() + row["instruction"][1:].rstrip("?.! ")
-    about, shuffled = content_words(row["instruction"]), content_words(row["instruction"])
-    rng.shuffle(shuffled)
-    forms = (
-        f"You would like to know {question}, and that is what this is about: {', '.join(about)}.",
-        f"This is about {', '.join(about[:-1])} and {about[-1]}. You want to hear something about these things.",
-        f"So the question is {question}. People who think about {' and '.join(shuffled[:2])} often ask it.",
-        f"You are asking about {', '.join(shuffled)}, which is a question that concerns {' and '.join(about[:2])}.",
-    )
-    return rng.choice(forms)
-
-
 def filler(rng: random.Random, length: int, sentences: Sequence[str] = FILLER) -> str:
     """Fluent sentences that say nothing, of at least `length` words; they begin again when all have been used."""
     out: list[str] = []
@@ -133,7 +119,7 @@ FAULTS: dict[str, Spoil] = {
     "truncated": lambda row, other, rng: _cut(row["answer"], 3),
     "echo": lambda row, other, rng: str(row["instruction"]),
     "echo framed": _framed,
-    "echo reworded": _reworded,
+    "echo reworded": lambda row, other, rng: str(row["echo"]),
     "filler": lambda row, other, rng: filler(rng, len(row["answer"].split())),
     "sibling": lambda row, other, rng: str(row["sibling"]["answer"]),
     "wrong": lambda row, other, rng: str(row["wrong"]),
@@ -156,7 +142,14 @@ def _template(row: Row, other: Row, rng: random.Random) -> str:
     )
 
 
+def _rearranged(row: Row, other: Row, rng: random.Random) -> str:
+    about = content_words(row["instruction"])
+    rng.shuffle(about)
+    return f"You are asking about {', '.join(about)}, which is a question that concerns {' and '.join(about[:2])}."
+
+
 PROBES: dict[str, Spoil] = {
+    "question's words rearranged": _rearranged,
     "question again and again": lambda row, other, rng: " ".join([row["instruction"]] * 4),
     "echo, then filler": lambda row, other, rng: (
         f"{row['instruction']} {filler(rng, len(row['answer'].split()), OTHER_FILLER)}"
