@@ -1,29 +1,30 @@
 # The graph of runs. `python -m sao_lib reproduce` writes plan.json and calls snakemake with it; the same file
-# serves a laptop, a server and a cluster. A run exists when its manifest does: snakemake looks at nothing else.
+# serves a laptop, a server and a cluster. A rule is a group: runs that one process does one after another. What it
+# leaves for snakemake is a mark; whether a run is done says its own manifest, and `sao_lib run` looks at it.
 import json
-import os
 
 PLAN = json.load(open(config["plan"]))
-OUT = PLAN["outputs"]
 
 
 rule all:
     input:
-        [f"{OUT}/{folder}/run.json" for folder in PLAN["targets"]],
+        [group["mark"] for group in PLAN["groups"]],
 
 
-for number, run in enumerate(PLAN["runs"], 1):
+for group in PLAN["groups"]:
 
     rule:
-        name: f"r{number}"
+        name: group["name"]
         input:
-            ancient([f"{OUT}/{folder}/run.json" for folder in run["inputs"]]),
+            group["inputs"],
         output:
-            f"{OUT}/{run['folder']}/run.json",
-        threads: run["threads"]
+            touch(group["mark"]),
+        threads: group["threads"]
         resources:
-            **run["resources"],
+            **group["resources"],
         params:
-            folder=f"{OUT}/{run['folder']}",
+            python=PLAN["python"],
+            plan=config["plan"],
+            runs=group["runs"],
         shell:
-            "{PLAN[python]} -m sao_lib run {params.folder} --of {PLAN[experiment]}"
+            "{params.python:q} -m sao_lib run {params.runs:q} --plan {params.plan:q}"

@@ -162,7 +162,7 @@ def overhead(scratch: Path) -> dict[str, Any]:
         folders = part("specs", **place).split()
         sao = [sys.executable, "-m", "sao_lib"]
         calls = {
-            "papermill": [[*sao, "run", folder, "--of", f"cpu/{TABLE}"] for folder in folders],
+            "papermill": [[*sao, "run", folder] for folder in folders],
             "snakemake and papermill": [[*sao, "reproduce", TABLE, "--set", *SMALLEST]],
         }.get(name, [[sys.executable, __file__, "cells", folder] for folder in folders])
         start = time.monotonic()
@@ -191,7 +191,7 @@ def cells(folder: str) -> None:
     """Run the code cells of a run's notebook in this process."""
     from IPython.display import display
 
-    from sao_lib.launch.execute import ENVIRONMENT
+    from sao_lib.launch.kernel import ENVIRONMENT
     from sao_lib.settings import NOTEBOOKS
 
     os.environ.update(ENVIRONMENT)

@@ -18,9 +18,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "reproduce":
             command.add_argument("--cluster", default="local", help="local, slurm or kubernetes")
             command.add_argument("--fresh", default="", help="stale: make again what other code made; all: everything")
-    run = commands.add_parser("run", help="execute one planned run (used by snakemake)")
-    run.add_argument("folder", type=Path)
-    run.add_argument("--of", default="", help="profile/experiment whose plan it belongs to")
+    run = commands.add_parser("run", help="execute planned runs, one after another in one process (used by snakemake)")
+    run.add_argument("folders", type=Path, nargs="+")
+    run.add_argument("--plan", type=Path, help="the plan that they belong to")
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
     commands.add_parser("doctor", help="what this machine has and what each profile needs")
@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             write_page(given.profile)
         elif given.command == "run":
-            from sao_lib.launch.reproduce import run_one
+            from sao_lib.launch.graph import do_group
 
-            run_one(given.folder, given.of)
+            do_group(given.folders, given.plan)
         else:
             from sao_lib.launch.reproduce import reproduce
             from sao_lib.plan.cost import show_plan

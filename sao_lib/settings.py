@@ -14,13 +14,14 @@ from sao_lib.errors import SaoError
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params"
 Stage = Literal[
-    "synthesize", "judge", "train", "evaluate", "ablate",
+    "synthesize", "judge", "train", "answer", "evaluate", "ablate",
     "logits", "chat_benchmarks", "leaderboard", "math500", "rating",
 ]  # fmt: skip
 NOTEBOOKS: dict[str, str] = {
     "synthesize": "01_synthesize",
     "judge": "02_judge",
     "train": "03_train",
+    "answer": "04_answer",
     "evaluate": "04_evaluate",
     "ablate": "05_ablate",
     "logits": "06_logits_skew",
@@ -52,6 +53,7 @@ class Machine(Strict):
     jobs: int | None = Field(default=None, ge=1, description="jobs at once; null: as the machine allows")
     minutes: int = Field(default=60, ge=1)
     cpus: int = Field(default=1, ge=1)
+    group: int = Field(default=8, ge=1, description="runs of one stage and model that one job does in turn, at most")
     stages: dict[Stage, StageNeed] = {}
 
 
@@ -156,12 +158,20 @@ class Train(Strict):
         return self.global_batch // (self.micro_batch * self.processes)
 
 
-class Evaluate(Strict):
+class Answer(Strict):
+    """The benchmark's instructions and how they are answered (SAO 4.2)."""
+
     instructions: str
     n: int = Field(ge=4)
     reference: str = Field(description="generator of the answers in the instruction file")
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=8)
+    chunk: int = Field(ge=1)
+
+
+class Evaluate(Answer):
+    """The answers' judge and what is made of its verdicts."""
+
     judge_model: str | None = None
     judge_engine: Engine | None = None
     judge_chat_template: str | None = Field(default=None, description="of judge_model")
@@ -172,7 +182,6 @@ class Evaluate(Strict):
     verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
     length_term: Literal["alpaca_eval", "length_only"]
-    chunk: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _weighted(self) -> "Evaluate":

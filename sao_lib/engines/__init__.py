@@ -70,8 +70,43 @@ class Engine(Protocol):
         """Give memory back."""
 
 
+_kept: Engine | None = None  # given back by a notebook, for the next that this process executes
+
+
 def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: str | None = None) -> Engine:
-    """Start an engine for `model`; library chatter goes to the file `log`. Raises SaoError if it cannot be had."""
+    """An engine for `model`; library chatter goes to the file `log`. Raises SaoError if it cannot be had.
+
+    One that was given back is taken again, with other weights, where its settings and the model's shapes are the same.
+    """
+    global _kept
+    reload = getattr(_kept, "reload", None)
+    if reload and not model.startswith("openai/") and reload(resolve(model), settings, log, chat_template):
+        assert _kept
+        engine, _kept = _kept, None
+        return engine
+    close_kept()
+    return _start(model, settings, log, chat_template)
+
+
+def give_back(engine: Engine) -> None:
+    """A notebook is done with `engine`: it is kept, one at a time, where it could serve another model, else closed."""
+    global _kept
+    close_kept()
+    if hasattr(engine, "reload"):
+        _kept = engine
+    else:
+        engine.close()
+
+
+def close_kept() -> None:
+    """Close the engine that this process keeps, if any, because something else needs its place."""
+    global _kept
+    engine, _kept = _kept, None
+    if engine:
+        engine.close()
+
+
+def _start(model: str, settings: EngineSettings, log: Path, chat_template: str | None) -> Engine:
     if model.startswith("openai/"):
         from sao_lib.engines.openai_api import OpenAIEngine
 
@@ -90,18 +125,6 @@ def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: 
     from sao_lib.engines.hf_engine import TransformersEngine
 
     return TransformersEngine(folder, settings, log, chat_template)
-
-
-def switch_engine(
-    engine: Engine | None, model: str, settings: EngineSettings, log: Path, chat_template: str | None = None
-) -> Engine:
-    """An engine for `model`: the given one with other weights where it can (vLLM, same shapes), else a new one."""
-    reload = getattr(engine, "reload", None)
-    if engine and reload and not model.startswith("openai/") and reload(resolve(model), settings, chat_template):
-        return engine
-    if engine:
-        engine.close()
-    return open_engine(model, settings, log, chat_template)
 
 
 def label_ids(chat: Chat, labels: tuple[str, ...]) -> list[int]:

@@ -31,7 +31,7 @@ class Replicas:
         devices, self.log, self.chat = devices_of_copies(settings), log, Chat(folder, chat_template)
         context = get_context("spawn")  # a forked process cannot use CUDA
         self.pools = [ProcessPoolExecutor(1, mp_context=context) for _ in devices]
-        alone = settings.model_copy(update={"data_parallel": 1})
+        self.settings, alone = settings, settings.model_copy(update={"data_parallel": 1})
         try:
             self._each(_start, [(os.getpid(), cards, folder, alone, log, chat_template) for cards in devices])
         except SaoError:
@@ -69,6 +69,17 @@ class Replicas:
         self, conversations: Sequence[Conversation], completions: Sequence[str]
     ) -> list[list[float]]:
         return self._dealt("completion_logprobs", {"conversations": conversations, "completions": completions})
+
+    def reload(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> bool:
+        """As VLLMEngine.reload, in every copy."""
+        if settings != self.settings:
+            return False
+        alone = settings.model_copy(update={"data_parallel": 1})
+        given = {"folder": folder, "settings": alone, "log": log, "chat_template": chat_template}
+        if not all(self._each(_call, [("reload", given)] * len(self.pools))):
+            return False
+        self.log, self.chat = log, Chat(folder, chat_template)
+        return True
 
     def close(self) -> None:
         for pool in self.pools:

@@ -78,21 +78,24 @@ class VLLMEngine:
                 **options,
             )
 
-    def reload(self, folder: Path, settings: EngineSettings, chat_template: str | None) -> bool:
-        """Put `folder`'s weights in place (0.3 s instead of a new engine's 10); False if shapes or settings differ."""
+    def reload(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> bool:
+        """Put `folder`'s weights in place (a second instead of a new engine's 15); False if shapes or settings differ.
+
+        From then on chatter goes to `log`.
+        """
         if settings != self.settings:
             return False
         if folder == self.folder:
-            self.chat = Chat(folder, chat_template)
+            self.chat, self.log = Chat(folder, chat_template), log
             return True
         old, new = (json.loads((f / "config.json").read_text()) for f in (self.folder, folder))
         if any(
             old.get(key) != new.get(key) for key in ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")
         ):
             return False
-        with quiet(self.log):
+        with quiet(log):
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self.folder, self.chat = folder, Chat(folder, chat_template)
+        self.folder, self.chat, self.log = folder, Chat(folder, chat_template), log
         return True
 
     def _run(self, ids: list[list[int]], params: list[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ out of fold for fitted instruments, so that fitting does not flatter them. A par
 its question: a policy that trains on a judge which likes that learns to echo.
 """
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,8 +172,6 @@ def out_of_fold(differences: Any, good: Sequence[int], questions: Sequence[str])
 
 def spread(values: Sequence[float]) -> float:
     """The standard deviation, or 1 where there is none."""
-    import statistics
-
     return statistics.pstdev(values) or 1.0 if values else 1.0
 
 
@@ -181,8 +180,9 @@ def held_out(instruments: Instruments, calibration: dict[str, Any], questions: i
 
     `echo by hand` are echoes in other words; the rest are `labelled.PROBES` of the reporting half.
     """
-    rows = [p for p in labelled_pairs(questions, seed, None, PROBES) if int(question_of(p)[1:]) % 2 == 0]
-    asked = [*echo_pairs(seed), *rows]
+    probes = labelled_pairs(questions, seed, None, PROBES)
+    reporting = set(list(dict.fromkeys(question_of(p) for p in probes))[1::2])
+    asked = [*echo_pairs(seed), *(p for p in probes if question_of(p) in reporting)]
     triples = [(p["prompt"], *p["responses"]) for p in asked]
     margins = instruments.judged(calibration, triples)
     good = [m if p["good"] == 2 else -m for p, m in zip(asked, margins, strict=True)]

@@ -16,15 +16,17 @@ A fitted one is log-odds: it was fitted on labelled pairs, by `evaluate.calibrat
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sao_lib.engines import Conversation, Engine, seed_for, switch_engine
+from sao_lib.engines import Conversation, Engine, give_back, open_engine, seed_for
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
+from sao_lib.files import Record, write_rows
 from sao_lib.method.judge import llm_verdicts
 from sao_lib.method.readings import (
     BY_EMBEDDINGS,
@@ -50,13 +52,27 @@ ENOUGH = 15  # new words beyond which more of them count no more: length is no m
 class Instruments:
     """Margins by name, with pointwise scores remembered so that a shared answer is scored once.
 
-    `model` is the evaluation judge's name, `engine` the judge itself.
+    `model` is the evaluation judge's name; `opener` opens it when an instrument first asks a language model.
     """
 
-    def __init__(self, model: str, engine: Engine, ranking: Judge, seed: int, log: Path) -> None:
-        self.model, self.engine, self.ranking, self.seed, self.log = model, engine, ranking, seed, log
+    def __init__(self, model: str, opener: Callable[[], Engine], ranking: Judge, seed: int, log: Path) -> None:
+        self.model, self.opener, self.ranking, self.seed, self.log = model, opener, ranking, seed, log
         self.scored: dict[tuple[str, str, str], float] = {}
-        self._relevance: RewardModel | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The judge itself."""
+        return self.opener()
+
+    @cached_property
+    def embeddings(self) -> RewardModel:
+        """What reads relevance."""
+        return open_reward_model(RELEVANCE_MODEL, self.log)
+
+    def close(self) -> None:
+        """Give the judge back, if it was opened."""
+        if "engine" in self.__dict__:
+            give_back(self.__dict__.pop("engine"))
 
     def margins(self, name: str, triples: Sequence[Triple]) -> list[float]:
         """Margins of one simple instrument (no `+`), one per triple; positive: the second answer is better."""
@@ -118,12 +134,28 @@ class Instruments:
                 self.scored[(name, *pair)] = score
         return [self.scored[(name, *pair)] for pair in pairs]
 
+    def keep(self, file: Path, answers: Sequence[Record]) -> None:
+        """Write what pointwise instruments said of `answers`, {instrument, instruction, output, score}.
+
+        `answers` are rows {instruction, output}, the reference's and the untrained model's; the runs of other models
+        read the scores instead of asking again.
+        """
+        wanted = {(row["instruction"], row["output"]) for row in answers}
+        rows = [
+            {"instrument": name, "instruction": x, "output": y, "score": score}
+            for (name, x, y), score in self.scored.items()
+            if (x, y) in wanted
+        ]
+        write_rows(file, rows)
+
+    def recall(self, rows: Sequence[Record]) -> None:
+        """Know what `keep` wrote."""
+        self.scored |= {(row["instrument"], row["instruction"], row["output"]): row["score"] for row in rows}
+
     def _score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         if name in BY_LANGUAGE_MODEL:
             return by_language_model(self.engine, name, pairs)
-        if self._relevance is None:
-            self._relevance = open_reward_model(RELEVANCE_MODEL, self.log)
-        return by_embeddings(self._relevance, name, pairs)
+        return by_embeddings(self.embeddings, name, pairs)
 
     def _alpaca_eval(self, triples: Sequence[Triple]) -> list[float]:
         template, labels = official_prompt(), ("m", "M")
@@ -136,15 +168,14 @@ class Instruments:
         return [-o if flip else o for o, flip in zip(odds, flips, strict=True)]
 
 
-def open_judge(run: Run, settings: Evaluate, engine: Engine | None) -> Instruments:
-    """The evaluation judge of `settings`, else the untrained policy; `engine`, which answered, is used or closed."""
+def open_judge(run: Run, settings: Evaluate) -> Instruments:
+    """The evaluation judge of `settings`, else the untrained policy."""
     policy, log = run.params["policy"], run.folder / "engine.log"
     model = settings.judge_model or policy["model"]
     asked = settings.judge_engine or EngineSettings.model_validate(run.params["engine"])
     template = settings.judge_chat_template if settings.judge_model else policy["chat_template"]
-    opened = switch_engine(engine, model, asked, log, template)
     ranking = Judge(source="llm", template=settings.judge_template, reading="logprob", orders="both")
-    return Instruments(model, opened, ranking, run.params["seed"], log)
+    return Instruments(model, lambda: open_engine(model, asked, log, template), ranking, run.params["seed"], log)
 
 
 def official_prompt() -> list[Message]:
@@ -166,6 +197,13 @@ def simple_parts(names: Sequence[str]) -> list[str]:
 def is_pointwise(name: str) -> bool:
     """Whether an instrument scores one answer by itself, so that a score can be kept and used again."""
     return all(part in READINGS for part in simple_parts([name]))
+
+
+def read_by(name: str, judge_model: str) -> list[str]:
+    """The models that an instrument reads with, where `judge_model` is the language model."""
+    parts = simple_parts([name])
+    asked = [judge_model] if any(part not in BY_EMBEDDINGS for part in parts) else []
+    return asked + ([RELEVANCE_MODEL] if any(part in BY_EMBEDDINGS for part in parts) else [])
 
 
 def feature_names(name: str) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sao_lib.errors import SaoError
 from sao_lib.plan.chain import Planned, models_of
+from sao_lib.plan.groups import Group
 from sao_lib.runs import OUTPUTS
 from sao_lib.settings import Machine
 
@@ -75,14 +76,16 @@ def _status() -> list[str]:
     return ["--slurm-status-command", "squeue"]
 
 
-def resources(run: Planned, machine: Machine, cluster: str = LOCAL) -> dict[str, int | str | None]:
-    """What a run asks the scheduler for, in the names that the executor plugins know; `runtime` is in minutes.
+def resources(group: Group, machine: Machine, cluster: str = LOCAL) -> dict[str, int | str | None]:
+    """What a group asks the scheduler for, in the names that the executor plugins know; `runtime` is in minutes.
 
-    A judge by chance, by length or behind an API opens no model here and asks for no GPU.
+    Its time is the sum of its runs', its cards and memory the largest of theirs. A judge by chance, by length or behind
+    an API opens no model here and asks for no GPU.
     """
-    gpus = _need(run, machine, "gpus") if _opens_a_model(run) else 0
-    gib = _need(run, machine, "memory_gib")
-    asked: dict[str, int | str | None] = {"mem_mb": int(gib * 1024), "runtime": int(_need(run, machine, "minutes"))}
+    gpus = max(_need(run, machine, "gpus") if _opens_a_model(run) else 0 for run in group)
+    gib = max(_need(run, machine, "memory_gib") for run in group)
+    minutes = sum(_need(run, machine, "minutes") for run in group)
+    asked: dict[str, int | str | None] = {"mem_mb": int(gib * 1024), "runtime": int(minutes)}
     if gpus:
         asked["gpu"] = int(gpus)
     if cluster == KUBERNETES:

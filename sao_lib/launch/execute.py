@@ -1,7 +1,6 @@
 """Do one run: papermill executes the stage's notebook, the terminal shows where it is."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,27 +11,13 @@ from filelock import FileLock
 
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows
+from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
 from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run
 from sao_lib.settings import NOTEBOOKS, ROOT
 
-ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONWARNINGS": "ignore",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 
-
-def execute(folder: Path, label: str = "") -> None:
+def execute(folder: Path, kernel: Kernel, label: str = "") -> None:
     """Execute the run in `folder` unless it has finished; two callers asked for the same run do it once.
 
     Raises SaoError with one sentence when it fails. What it wrote until then stays and is continued.
@@ -45,7 +30,7 @@ def execute(folder: Path, label: str = "") -> None:
         print(f"{shown}: started", flush=True)
         start = time.monotonic()
         with _following(folder / LOG, shown):
-            _papermill(run)
+            _papermill(run, kernel)
         seconds = time.monotonic() - start
         if not (folder / PENDING).is_file():
             raise SaoError(f"{shown}: the notebook ended without writing a manifest; see {folder}/notebook.ipynb.")
@@ -57,13 +42,11 @@ def execute(folder: Path, label: str = "") -> None:
         print(f"{shown}: done in {clock(seconds)}", flush=True)
 
 
-def _papermill(run: Run) -> None:
+def _papermill(run: Run, kernel: Kernel) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    os.environ.update(ENVIRONMENT)
-    os.environ["SAO_STARTED_BY"] = str(os.getpid())
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"
     (run.folder / PENDING).unlink(missing_ok=True)
@@ -73,9 +56,14 @@ def _papermill(run: Run) -> None:
             str(scratch),
             parameters={"spec": str(run.folder / "spec.yaml")},
             kernel_name="python3",
-            cwd=str(ROOT),
             progress_bar=False,
+            km=kernel.manager(),
         )
+    except DeadKernelError:
+        raise SaoError(
+            f"{run.spec['stage']}/{run.spec['name']}: its process was ended from outside, perhaps for memory; what it "
+            "wrote is kept, run the same command to continue."
+        ) from None
     except PapermillExecutionError as error:
         failed = run.folder / "notebook.failed.ipynb"
         scratch.replace(failed)

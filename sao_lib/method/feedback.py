@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from sao_lib import hub
-from sao_lib.engines import Engine, open_engine, seed_for
+from sao_lib.engines import Engine, give_back, open_engine, seed_for
 from sao_lib.files import Record
 from sao_lib.method.judge import Verdict, llm_verdicts, pairs_of, verdict_of
 from sao_lib.method.labelled import LabelledPair
@@ -169,7 +169,7 @@ class LanguageModel(Source):
         return [read[pair] for pair in pairs]
 
     def close(self) -> None:
-        self.engine.close()
+        give_back(self.engine)
 
 
 SOURCES: dict[str, type[Source]] = {source.key: source for source in (LanguageModel, Reward, Shorter, Chance)}

@@ -15,11 +15,16 @@ class RewardModel(Protocol):
         """One score per (prompt, response)."""
 
 
+_embeddings: dict[Path, "Relevance"] = {}  # opened once in a process, whichever runs it does in turn: 90 MB
+
+
 def open_reward_model(model: str, log: Path) -> RewardModel:
     """ArmoRM-style sequence classifiers, or a sentence-embedding model scored by relevance."""
     folder = resolve(model)
     if (folder / "modules.json").is_file():
-        return Relevance(folder, log)
+        if folder not in _embeddings:
+            _embeddings[folder] = Relevance(folder, log)
+        return _embeddings[folder]
     return SequenceClassifier(folder, log, trust_remote_code=bool(entry_of(model).get("trust_remote_code")))
 
 

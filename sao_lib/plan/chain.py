@@ -14,7 +14,7 @@ from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.runs import MANIFEST, OUTPUTS, identity
-from sao_lib.settings import ROOT, Evaluate, Settings
+from sao_lib.settings import ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
 
@@ -179,28 +179,33 @@ class Chain:
             return policy["policy"].rsplit("/", 1)[-1].rpartition("-")[0]
         return f"untrained{self._variant()}"
 
+    def _answer(self, name: str, evaluate: Evaluate, model: dict[str, Any], policy: dict[str, str]) -> Planned:
+        """A model's answers to the benchmark's instructions; every judge reads the same."""
+        params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump(include=set(Answer.model_fields))}
+        return self._add("answer", name, params, policy, [evaluate.instructions, model["policy"]["chat_template"]])
+
     def _scored(self, name: str, evaluate: Evaluate, model: dict[str, Any], inputs: dict[str, str]) -> Planned:
-        policy = model["policy"]
-        files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template, policy["chat_template"]]
+        files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template]
+        files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
         files += [] if "calibration" in inputs else [LABELLED]
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
     def _calibration(self, evaluate: Evaluate) -> Planned:
         """The untrained default policy under this judge: the run that chooses and measures its instrument."""
-        inputs = {} if evaluate == self.base.evaluate else {"answers": self._calibration(self.base.evaluate).folder}
         model = {"policy": self.base.policy.model_dump(), "engine": self.base.engine.model_dump()}
-        return self._scored("untrained", evaluate, model, inputs)
+        answers = self._answer("untrained", evaluate, model, {})
+        return self._scored("untrained", evaluate, model, {"answers": answers.folder})
 
-    def _evaluate(self, policy: dict[str, str], evaluate: Evaluate | None = None) -> Planned:
-        evaluate = evaluate or self.row.settings.evaluate
+    def _evaluate(self, policy: dict[str, str]) -> Planned:
+        evaluate = self.row.settings.evaluate
         calibration = self._calibration(evaluate)
         if not policy and self.row.settings.policy == self.base.policy:
             return calibration
-        inputs = {**policy, "calibration": calibration.folder}
-        if evaluate != self.base.evaluate:  # another judge reads the same answers
-            inputs["answers"] = self._evaluate(policy, self.base.evaluate).folder
-        return self._scored(self._subject(policy), evaluate, self._model, inputs)
+        subject = self._subject(policy)
+        answers = self._answer(subject, evaluate, self._model, policy)
+        inputs = {"answers": answers.folder, "calibration": calibration.folder}
+        return self._scored(subject, evaluate, self._model, inputs)
 
     def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings

@@ -14,6 +14,7 @@ from sao_lib.errors import SaoError
 from sao_lib.machine import cores
 from sao_lib.plan import layers, planning
 from sao_lib.plan.chain import Planned
+from sao_lib.plan.groups import groups
 from sao_lib.plan.planning import Plan
 from sao_lib.plan.workload import Ask, Runs, asks, rates, trained_pairs
 from sao_lib.progress import clock
@@ -74,13 +75,28 @@ def _gpus(profile: str) -> int:
     return layers.validate(layers.profile_layers(profile)).machine.gpus
 
 
-def estimate(run: Planned, planned: Runs, device: Device | None = None) -> Cost:
-    """The cost of a run; `planned` holds the runs it reads, by folder. SaoError for a model without a rate or size."""
+def estimates(runs: Sequence[Planned], machine: Machine, device: Device | None = None) -> dict[str, Cost]:
+    """The cost of each of `runs`, which hold all that they read, done in groups; by folder.
+
+    SaoError for a model without a rate or size.
+    """
+    planned, found = {run.folder: run for run in runs}, {}
+    for group in groups(runs, machine, None if machine.gpus else machine.jobs or cores()):
+        for number, run in enumerate(group):
+            found[run.folder] = estimate(run, planned, device, first=not number)
+    return found
+
+
+def estimate(run: Planned, planned: Runs, device: Device | None = None, first: bool = True) -> Cost:
+    """The cost of a run; `planned` holds the runs it reads, by folder. SaoError for a model without a rate or size.
+
+    `first`: it starts its process and engine; else they are there, and the engine takes other weights.
+    """
     device = device or devices_of(run.spec["profile"])[0]
     wanted = asks(run, planned)
-    over = device.entry["overhead"]
+    over = device.entry["overhead"] if first else {**device.entry["overhead"], **device.entry["overhead"]["again"]}
     fixed = over["run"] + over.get(run.spec["stage"], 0)
-    hours = (fixed * device.count + sum(_seconds(ask, device) for ask in wanted)) / 3600
+    hours = (fixed * device.count + sum(_seconds(ask, device, over) for ask in wanted)) / 3600
     tokens_out = sum(a.tokens_out + a.steps for a in wanted)
     disk = NOTEBOOK_GIB + BYTES_PER_TOKEN * tokens_out / 2**30 + _weights_gib(run, planned)
     calls = sum(a.calls for a in wanted if a.model.startswith(API))
@@ -88,12 +104,12 @@ def estimate(run: Planned, planned: Runs, device: Device | None = None) -> Cost:
     return Cost(read, tokens_out, hours, disk, calls, sum(map(_dollars, wanted)))
 
 
-def _seconds(ask: Ask, device: Device) -> float:
+def _seconds(ask: Ask, device: Device, over: dict[str, Any]) -> float:
     """Device-seconds of an ask, all the cards that the run holds counted."""
     if ask.model.startswith(API):
         speed = rates()["api_speed"]
         return float(ask.calls * speed["seconds_per_call"] / speed["at_once"] * device.count)
-    speed, over = _speed(ask.model, device), device.entry["overhead"]
+    speed = _speed(ask.model, device)
     busy = (ask.tokens_in - ask.cached) / speed["prefill"] + ask.tokens_out / speed["decode"]
     busy += ask.effort * ask.trained / speed["train"]
     ready = (over[ask.starts] * device.count + BF16 * _billions(ask.model) / over["load"]) if ask.starts else 0
@@ -210,7 +226,7 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
     """The table of stages, then wall clock, rent, downloads and what is assumed."""
     planned, devices = {run.folder: run for run in runs}, devices_of(plan.profile, plan.base.machine)
     unit = "GPU" if plan.base.machine.gpus else "core"
-    costs = {run.folder: estimate(run, planned, devices[0]) for run in runs}
+    costs = estimates(runs, plan.base.machine, devices[0])
     lines = [f"{'stage':15}{'runs':>5}{'to do':>6}{'k tokens in':>13}{'k out':>9}{unit + '-hours':>11}"
              f"{'disk GiB':>10}{'API calls':>11}{'API $':>9}"]  # fmt: skip
     for stage in NOTEBOOKS:
@@ -219,7 +235,8 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
     to_do = [run for run in runs if not run.done]
     lines += [_line("total", runs, costs), _line("to do", to_do, costs), ""]
     for device in devices:
-        hours = sum(estimate(run, planned, device).device_hours for run in to_do)
+        each = estimates(runs, plan.base.machine, device)
+        hours = sum(each[run.folder].device_hours for run in to_do)
         lines.append(_clock_and_rent(device, hours, plan.base.machine))
     if took := _took([run for run in runs if run.done], costs, devices[0], unit):
         lines.append(took)

@@ -21,6 +21,7 @@ CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here
 FAULTS = 5  # labelled pairs to a question
 METRICS = 5  # ratings of a response
 SHARED_ANSWERS = 0.6  # a question's five labelled pairs share the good answer, which is scored once
+SCORED = 0.5  # pointwise, the reference's answer has its score already
 VERDICT_LIMIT = 512  # tokens of a judge's text
 POINTWISE = ("likelihood", "reverse", "relevance")
 
@@ -180,31 +181,33 @@ def _instrument(name: str, pairs: float, response: float, p: Params, share: floa
     return Ask(model, calls, calls * read, calls, starts=None, cap=cap)
 
 
-def _judged(p: Params, pairs: float, response: float) -> list[Ask]:
+def _judged(p: Params, pairs: float, response: float, share: float = 1) -> list[Ask]:
     """Asks of the chosen instrument, unknown before: an equal part of each candidate's, kept where there is one."""
     names = simple_parts(p["evaluate"]["judges"])
-    return [_instrument(name, pairs / len(names), response, p) for name in names]
+    return [_instrument(name, pairs / len(names), response, p, share) for name in names]
 
 
-def _opened(p: Params, answering: bool) -> list[Ask]:
+def _opened(p: Params, answering: bool = False) -> list[Ask]:
     """The evaluation judge's start; the same local model that has just answered is kept."""
     model, cap = _judging(p)
     kept = answering and model == p["policy"]["model"]
     return [] if kept or model.startswith("openai/") else [Ask(model, cap=cap)]
 
 
-def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
+def _answer(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     e, policy = p["evaluate"], p["policy"]
-    response, answering = expected("response", e["max_tokens"]), "answers" not in run.inputs
-    out = _opened(p, answering)
-    if answering:
-        read = e["n"] * (_turn(policy) + expected("prompt", 64))
-        out.append(Ask(policy["model"], e["n"], read, e["n"] * response))
+    read = e["n"] * (_turn(policy) + expected("prompt", 64))
+    return [Ask(policy["model"], e["n"], read, e["n"] * expected("response", e["max_tokens"]))]
+
+
+def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
+    e = p["evaluate"]
+    response, out = expected("response", e["max_tokens"]), _opened(p)
     if "calibration" not in run.inputs:
         labelled = FAULTS * e["labelled_questions"]
         names = simple_parts(e["judges"])
         out += [_instrument(name, labelled, min(response, 80), p, SHARED_ANSWERS) for name in names]
-    return out + _judged(p, e["n"], response)
+    return out + _judged(p, e["n"], response, 1 if "calibration" not in run.inputs else SCORED)
 
 
 def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
@@ -212,7 +215,7 @@ def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     response, prompt, turn = expected("response", b["max_tokens"]), expected("prompt", 120), _turn(policy)
     mt, arena = b["mt_bench_n"], b["arena_hard_n"]
     read = mt * (3 * (turn + prompt) + response) + arena * (turn + prompt)
-    out = [Ask(policy["model"], 2 * mt + arena, read, (2 * mt + arena) * response), *_opened(p, True)]
+    out = [Ask(policy["model"], 2 * mt + arena, read, (2 * mt + arena) * response), *_opened(p, answering=True)]
     model, cap = _judging(p)
     said = expected("verdict", VERDICT_LIMIT) if b["reading"] == "text" else 1
     rated = mt * (2 * _length("form") + 3 * (prompt + response))  # turn 2 shows both
@@ -264,6 +267,7 @@ STAGES: dict[str, Callable[[Params, Planned, Runs], list[Ask]]] = {
     "synthesize": _synthesize,
     "judge": _judge,
     "train": _train,
+    "answer": _answer,
     "evaluate": _evaluate,
     "chat_benchmarks": _chat_benchmarks,
     "leaderboard": _leaderboard,

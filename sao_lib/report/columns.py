@@ -60,6 +60,7 @@ def policy_name(row: TableRow) -> str:
         return "-"
     stages = ("evaluate", "chat_benchmarks", "leaderboard", "math500", "logits")
     run = next(row.run(role) for role in stages if row.has(role))
+    run = run.input("answers") if "answers" in run.spec["inputs"] else run
     name = short(run.params["policy"]["model"])
     if "policy" not in run.spec["inputs"]:
         return f"{name}, untrained"
@@ -69,7 +70,7 @@ def policy_name(row: TableRow) -> str:
 
 
 def _length(row: TableRow) -> float:
-    return mean_length(row.run("evaluate").rows("answers.jsonl"))
+    return mean_length(row.answers)
 
 
 def _pairs(row: TableRow) -> str:

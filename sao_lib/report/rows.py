@@ -47,6 +47,11 @@ class TableRow:
         """alpaca_eval's annotations, empty where this row has none."""
         return self.run("evaluate").rows("annotations.jsonl") if self.has("evaluate") else []
 
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """The evaluated answers in alpaca_eval's format, empty where this row has none."""
+        return self.run("evaluate").input("answers").rows("answers.jsonl") if self.has("evaluate") else []
+
     @cached_property
     def leaderboard(self) -> dict[str, Any] | None:
         """This row's line of the leaderboard that the alpaca-eval package ships; None if it is not on it."""

@@ -63,7 +63,7 @@ def dataset_example(rows: TableRows) -> list[list[str]]:
 def before_and_after(rows: TableRows) -> list[list[str]]:
     """Table 14: the paper's kind of instruction, answered by the policy before and after."""
     out = [["Instruction", *(row.label for row in rows.values())]]
-    answers = [row.run("evaluate").rows("answers.jsonl") if row.ours else [] for row in rows.values()]
+    answers = [row.answers if row.ours else [] for row in rows.values()]
     picked = next((a for a in answers if a), [])[:3]
     for number, answer in enumerate(picked):
         out.append([answer["instruction"], *(cut(a[number]["output"]) if a else "not run" for a in answers)])

@@ -1,0 +1,99 @@
+"""A notebook kernel that executes notebooks one after another: imports and an engine stay, names and figures do not."""
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from sao_lib.settings import ROOT
+
+ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+EMPTY = "from sao_lib.launch.kernel import empty; empty()"
+CLOSE = "from sao_lib.engines import close_kept; close_kept()"
+
+
+class Kernel:
+    """One kernel process. `manager()` is papermill's `km`: a running kernel in which nothing has been defined yet."""
+
+    def __init__(self) -> None:
+        self._manager: Any = None
+
+    def manager(self) -> Any:
+        """The kernel's manager; a kernel that has died is started anew."""
+        if self._manager and self._manager.is_alive():
+            self._do(EMPTY)
+        else:
+            self._start()
+        return self._manager
+
+    def _start(self) -> None:
+        from jupyter_client.manager import KernelManager
+
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "SAO_STARTED_BY": str(os.getpid()),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
+        self._manager = KernelManager(kernel_name="python3")
+        self._manager.start_kernel(cwd=str(ROOT), env=environment)
+
+    def _do(self, code: str) -> None:
+        """Run a line in the kernel without a trace in any notebook; whatever becomes of it."""
+        client = self._manager.blocking_client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=60)
+            client.execute_interactive(code, silent=True, store_history=False, output_hook=lambda _: None, timeout=120)
+        finally:
+            client.stop_channels()
+
+    def close(self, interrupted: bool) -> None:
+        """End the process, its engine first, unless it is in the middle of a cell."""
+        if not self._manager:
+            return
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            if not interrupted and self._manager.is_alive():
+                self._do(CLOSE)
+        self._manager.shutdown_kernel(now=True)
+
+
+@contextlib.contextmanager
+def one_kernel() -> Iterator[Kernel]:
+    """A kernel for the notebooks executed in the body, started with the first."""
+    kernel = Kernel()
+    try:
+        yield kernel
+    except BaseException:
+        kernel.close(interrupted=True)
+        raise
+    kernel.close(interrupted=False)
+
+
+def empty() -> None:
+    """In the kernel: forget what the last notebook defined, drew and counted."""
+    from IPython import get_ipython
+
+    if "matplotlib" in sys.modules:
+        import matplotlib
+        import matplotlib.pyplot as plt
+
+        plt.close("all")
+        matplotlib.rc_file_defaults()
+    get_ipython().reset(new_session=True)
+    gc.collect()

@@ -1,0 +1,74 @@
+"""Runs that one process does in turn: of one stage and model, none of which needs another.
+
+Kernel, imports and engine are then started once. What a run is, where it lies and when it is done does not change.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from sao_lib.files import digest
+from sao_lib.plan.chain import Planned
+from sao_lib.settings import Machine
+
+Group = list[Planned]
+
+
+def groups(runs: Sequence[Planned], machine: Machine, at_once: int | None = None) -> list[Group]:
+    """`runs`, each in one group, groups in an order in which they can be done.
+
+    No group is larger than the machine's cap, nor than its share of what can be done at the same time when `at_once`
+    groups are done at once (None: a cluster does as many as it likes).
+    """
+    depths = _depths(runs)
+    of_depth: dict[int, dict[Hashable, Group]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        of_depth[depths[run.folder]][_opens(run, machine)].append(run)
+    made: list[Group] = []
+    number: dict[str, int] = {}  # folder -> its group
+    for depth in sorted(of_depth):
+        alike = of_depth[depth].values()
+        most = machine.group if at_once is None else min(machine.group, math.ceil(sum(map(len, alike)) / at_once))
+        for members in alike:
+            # Runs whose inputs come out of one group stay together, and need not wait for another's.
+            members.sort(key=lambda run: max((number.get(i, -1) for i in run.inputs.values()), default=-1))
+            for part in _parts(members, most):
+                number |= {run.folder: len(made) for run in part}
+                made.append(part)
+    return made
+
+
+def _parts(members: Group, most: int) -> list[Group]:
+    """`members` in parts of at most `most`, as equal as can be."""
+    count = math.ceil(len(members) / most)
+    cuts = [len(members) * n // count for n in range(count + 1)]
+    return [members[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _depths(runs: Sequence[Planned]) -> dict[str, int]:
+    """How many of `runs`, one after the other, each waits for; `runs` are in an order in which they can be done."""
+    depths: dict[str, int] = {}
+    for run in runs:
+        depths[run.folder] = max((depths[i] + 1 for i in run.inputs.values() if i in depths), default=0)
+    return depths
+
+
+def _opens(run: Planned, machine: Machine) -> Hashable:
+    """What runs of a group have in common: the stage, the model's shape and the settings that it is opened with."""
+    stage, p = run.spec["stage"], run.spec["params"]
+    if stage == "ablate":
+        return (stage,)
+    if stage == "train" and launched(p["train"], machine):
+        return stage, run.folder  # has processes of its own
+    section: Mapping[str, Any] = p.get(stage) or {}
+    engine = section.get("engine") or section.get("judge_engine") or p.get("engine")
+    if stage == "judge" and not p["engine"]:
+        return stage, None  # opens no engine
+    other = section.get("model") or section.get("judge_model") or (section.get("generator") or {}).get("model")
+    return stage, other or p["policy"]["model"], digest(engine)
+
+
+def launched(train: Mapping[str, Any], machine: Machine) -> bool:
+    """Whether a training is started by a launcher, in processes of its own, and not by the notebook's."""
+    return bool(machine.gpus or train["processes"] > 1 or train["deepspeed"])
