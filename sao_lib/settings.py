@@ -167,6 +167,7 @@ class Answer(Strict):
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=8)
     chunk: int = Field(ge=1)
+    gold_questions: int = Field(default=50, ge=0, description="labelled questions that the policy itself is scored on")
 
 
 class Evaluate(Answer):
@@ -181,7 +182,9 @@ class Evaluate(Answer):
     judges: list[str] = Field(min_length=1)
     verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
-    length_term: Literal["alpaca_eval", "length_only"]
+    length_term: Literal["alpaca_eval"] | None = Field(
+        default=None, description="the official length-controlled win rate; null: none is printed"
+    )
 
     @model_validator(mode="after")
     def _weighted(self) -> "Evaluate":

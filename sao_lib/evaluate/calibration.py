@@ -5,8 +5,8 @@ out of fold for fitted instruments, so that fitting does not flatter them. A par
 its question: a policy that trains on a judge which likes that learns to echo.
 """
 
-import statistics
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from sao_lib.errors import SaoError
@@ -22,26 +22,33 @@ FOLDS = 5
 Share = dict[str, float | int | None]  # {agreement, n, se}
 
 
-def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+def calibrate(
+    instruments: Instruments, names: Sequence[str], pairs: Sequence[LabelledPair], echoes: Sequence[LabelledPair] = ()
+) -> dict[str, Any]:
     """Measure instruments on labelled pairs and choose the one whose worst fault is least bad.
 
-    Returns {chosen, scale, weights, refused, candidates, agreement, se, pairs, questions, by_fault, left_out}:
-    `candidates` has for each name what chose (choice, worst, worst_fault, parrot); `refused` a sentence for each that a
-    parrot beats; the rest is of the chosen one on the other questions. `left_out` is its agreement on faults that its
+    `echoes` are pairs against echoes in other words, which refuse a judge and neither fit nor choose one.
+
+    Returns {chosen, blind, scale, weights, refused, candidates, agreement, se, pairs, questions, by_fault, left_out}:
+    `candidates` has for each name what chose (choice, worst, worst_fault, parrot, by_hand); `blind` are the faults that
+    no candidate tells from chance, which therefore choose nothing; `refused` a sentence for each candidate that a parrot
+    beats; the rest is of the chosen one on the other questions. `left_out` is its agreement on faults that its
     fit had not seen. A share is {agreement, n, se}, its SE clustered by question and null with fewer than two; a tie is
     wrong. Raises SaoError if every candidate is refused.
     """
     found = _Measured(instruments, names, pairs)
-    candidates = {name: found.candidate(name) for name in names}
-    refused = {name: _refusal(name, c) for name, c in candidates.items() if _parrot(c)}
+    blind = found.blind(names)
+    candidates = {name: {**found.candidate(name, blind), **found.by_hand(name, echoes)} for name in names}
+    refused = {name: why for name, c in candidates.items() if (why := _refusal(name, c))}
     passed = [name for name in names if name not in refused]
     if names and not passed:
         raise SaoError(f"No evaluation judge is left. {' '.join(refused.values())} Add another to evaluate.judges.")
     chosen = max(passed, key=lambda name: (candidates[name]["worst"], candidates[name]["choice"]))
     return {
         "chosen": chosen,
+        "blind": blind,
         "scale": found.scale,
-        "weights": {name: list(w) for name, w in found.weights.items()},
+        "weights": {name: [float(v) for v in w] for name, w in found.weights.items()},
         "refused": refused,
         "candidates": candidates,
         **{k if k != "n" else "pairs": v for k, v in found.share(chosen).items()},
@@ -51,13 +58,13 @@ def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[La
     }
 
 
-def _parrot(candidate: dict[str, Any]) -> bool:
-    return candidate["parrot_pairs"] >= FEWEST_ECHOES and candidate["parrot"] > PARROT_LIMIT
-
-
-def _refusal(name: str, candidate: dict[str, Any]) -> str:
-    share = f"{100 * candidate['parrot']:.0f}% of {candidate['parrot_pairs']}"
-    return f"`{name}` is refused: answers that only repeat their question beat the good one in {share} pairs."
+def _refusal(name: str, candidate: dict[str, Any]) -> str | None:
+    """Why a candidate is refused, in a sentence; None if no parrot beats it, or echoes are too few to tell."""
+    for kind, said in (("parrot", "only repeat their question"), ("by_hand", "say their question in other words")):
+        share, pairs = candidate[kind], candidate[f"{kind}_pairs"]
+        if pairs >= FEWEST_ECHOES and share > PARROT_LIMIT:
+            return f"`{name}` is refused: answers that {said} beat the good one in {100 * share:.0f}% of {pairs} pairs."
+    return None
 
 
 class _Measured:
@@ -105,22 +112,41 @@ class _Measured:
         pairs = [p for p in self.reporting if fault in (None, p["fault"])]
         return agreement(pairs, [self.margins[name][p["id"]] for p in pairs])
 
-    def candidate(self, name: str) -> dict[str, Any]:
-        """What chooses: agreement on the choosing half, the worst fault's there, and how often an echo wins."""
+    def _chose(self, name: str) -> dict[str, list[bool]]:
+        """Right or wrong on the pairs of the choosing half, by fault."""
         chose = [p for p in self.pairs if question_of(p) in self.choosing]
         right = {f: [self.margins[name][p["id"]] > TOLERANCE for p in chose if p["fault"] == f] for f in self.faults}
-        shares = {f: sum(r) / len(r) for f, r in right.items() if r}
-        worst = min(shares, key=lambda f: shares[f], default=None)
+        return {f: rows for f, rows in right.items() if rows}
+
+    def blind(self, names: Sequence[str]) -> list[str]:
+        """Faults that no instrument sees: the best is within two standard errors of a coin, on the choosing half."""
+        found = [self._chose(name) for name in names]
+        best = {f: max(fmean(rows[f]) for rows in found) for f in (found[0] if found else {})}
+        return [f for f, share in best.items() if share <= 0.5 + 2 * 0.5 / len(found[0][f]) ** 0.5]
+
+    def candidate(self, name: str, blind: Sequence[str]) -> dict[str, Any]:
+        """What chooses: agreement on the choosing half, the worst fault's there, and how often an echo wins."""
+        right = self._chose(name)
+        shares = {f: fmean(rows) for f, rows in right.items() if f not in blind} or {"none": 0.0}
+        worst = min(shares, key=lambda f: shares[f])
         echoes = [r for f in ECHOES for r in right.get(f, [])]
-        every = [r for rows in right.values() for r in rows]
         return {
-            "choice": sum(every) / len(every) if every else None,
+            "choice": fmean([r for rows in right.values() for r in rows]) if right else 0.0,
             "agreement": self.share(name)["agreement"],
-            "worst": shares[worst] if worst else None,
+            "worst": shares[worst],
             "worst_fault": worst,
-            "parrot": 1 - sum(echoes) / len(echoes) if echoes else None,
+            "parrot": 1 - fmean(echoes) if echoes else None,
             "parrot_pairs": len(echoes),
         }
+
+    def by_hand(self, name: str, echoes: Sequence[LabelledPair]) -> dict[str, Any]:
+        """How often an echo in other words wins, {by_hand, by_hand_pairs}."""
+        if not echoes:
+            return {"by_hand": None, "by_hand_pairs": 0}
+        chosen = {"chosen": name, "scale": self.scale, "weights": self.weights}
+        margins = self.instruments.judged(chosen, [(p["prompt"], *p["responses"]) for p in echoes])
+        lost = [(m if p["good"] == 2 else -m) <= TOLERANCE for p, m in zip(echoes, margins, strict=True)]
+        return {"by_hand": fmean(lost), "by_hand_pairs": len(lost)}
 
     def left_out(self, name: str, fault: str) -> Share:
         """Agreement on the reporting pairs of a fault by a fit without it; without all echoes where it is one."""
@@ -172,7 +198,7 @@ def out_of_fold(differences: Any, good: Sequence[int], questions: Sequence[str])
 
 def spread(values: Sequence[float]) -> float:
     """The standard deviation, or 1 where there is none."""
-    return statistics.pstdev(values) or 1.0 if values else 1.0
+    return pstdev(values) or 1.0 if values else 1.0
 
 
 def held_out(instruments: Instruments, calibration: dict[str, Any], questions: int, seed: int) -> dict[str, Any]:

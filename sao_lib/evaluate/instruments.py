@@ -10,8 +10,8 @@ Every instrument gives a margin, positive where the second answer is better.
 | a+b         | sum of margins, each divided by its standard deviation on the labelled pairs   |
 | fitted:a+b  | difference of a logistic combination of the readings and of what the text shows |
 
-A fitted one is log-odds: it was fitted on labelled pairs, by `evaluate.calibration`, to the readings, their squares
-(an echo is more like its question than any answer is), the number of new words, distinct-2 and a finished last sentence.
+A fitted one is log-odds: it was fitted on labelled pairs, by `evaluate.calibration`, to the readings, distinct-2 and
+whether the last sentence has its end. The number of words is left out: length would be a merit, and padding an answer.
 """
 
 import random
@@ -35,9 +35,8 @@ from sao_lib.method.readings import (
     by_language_model,
     distinct_2,
     finished,
-    new_words,
 )
-from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
+from sao_lib.method.rewards import RELEVANCE_MODEL, Relevance, open_relevance
 from sao_lib.runs import Run
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Evaluate, Judge
@@ -45,8 +44,7 @@ from sao_lib.settings import Evaluate, Judge
 Triple = tuple[str, str, str]  # instruction, first answer, second answer
 READINGS = (*BY_LANGUAGE_MODEL, *BY_EMBEDDINGS)
 FITTED = "fitted:"
-TEXT_FEATURES = ("new words", "distinct-2", "finished")
-ENOUGH = 15  # new words beyond which more of them count no more: length is no merit
+TEXT_FEATURES = ("distinct-2", "finished")
 
 
 class Instruments:
@@ -65,9 +63,9 @@ class Instruments:
         return self.opener()
 
     @cached_property
-    def embeddings(self) -> RewardModel:
+    def embeddings(self) -> Relevance:
         """What reads relevance."""
-        return open_reward_model(RELEVANCE_MODEL, self.log)
+        return open_relevance(self.log)
 
     def close(self) -> None:
         """Give the judge back, if it was opened."""
@@ -91,7 +89,7 @@ class Instruments:
         )
 
     def judged(self, calibration: dict[str, Any], triples: Sequence[Triple]) -> list[float]:
-        """Margins of the instrument that a calibration chose; one alone keeps its own unit, a fitted one has log-odds."""
+        """Margins of the instrument that a calibration chose; one alone keeps its unit, a fitted one has log-odds."""
         name = calibration["chosen"]
         if name in ("ranking", "alpaca_eval"):
             return self.margins(name, triples)
@@ -122,8 +120,8 @@ class Instruments:
         """What a fitted instrument weighs of each (instruction, answer), in the order of `feature_names`."""
         readings = [self.scores(part, pairs) for part in simple_parts([name])]
         return [
-            [v for score in scores for v in (score, score * score)] + text_features(x, y)
-            for (x, y), scores in zip(pairs, zip(*readings, strict=True), strict=True)
+            [*scores, distinct_2(y), float(finished(y))]
+            for (_, y), scores in zip(pairs, zip(*readings, strict=True), strict=True)
         ]
 
     def scores(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -208,16 +206,7 @@ def read_by(name: str, judge_model: str) -> list[str]:
 
 def feature_names(name: str) -> list[str]:
     """The features of a fitted instrument, in order."""
-    return [f for part in simple_parts([name]) for f in (part, f"{part} squared")] + list(TEXT_FEATURES)
-
-
-def text_features(instruction: str, answer: str) -> list[float]:
-    """TEXT_FEATURES of an answer, each in [0, 1]."""
-    return [
-        min(new_words(instruction, answer), ENOUGH) / ENOUGH,
-        distinct_2(answer),
-        float(finished(answer)),
-    ]
+    return [*simple_parts([name]), *TEXT_FEATURES]
 
 
 def combine(name: str, margins: dict[str, list[float]], scale: dict[str, float]) -> list[float]:

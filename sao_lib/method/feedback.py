@@ -25,7 +25,12 @@ class Source:
 
     key: ClassVar[str]
     opens: ClassVar[Literal["engine", "reward model"] | None] = None
-    reads: ClassVar[tuple[str, ...]] = ("source", "audit_questions", "audit_faults", "chunk")  # fields of settings.Judge
+    reads: ClassVar[tuple[str, ...]] = (
+        "source",
+        "audit_questions",
+        "audit_faults",
+        "chunk",
+    )  # fields of settings.Judge
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path

@@ -40,13 +40,13 @@ OTHER_FILLER = (
     "All things considered, a thoughtful and informed choice leads to good results.",
     "To sum up, the points above should cover what is needed.",
 )
-STOP = frozenset(
-    "a about above after again all also am an and any are as at be because been before being between both but by can "
-    "could did do does doing down during each every few for from further had has have having he her here hers him his "
-    "how i if in into is it its itself just me more most my no nor not now of off on once one only or other our out "
-    "over own same she should so some such than that the their them then there these they this those through to too "
-    "under until up us very was we were what when where which while who whom whose why will with would you your".split()
-)
+WORDS_WITHOUT_CONTENT = """a about above after again all also am an and any are as at be because been before
+being between both but by can could did do does doing down during each every few for from further had has have
+having he her here hers him his how i if in into is it its itself just me more most my no nor not now of off
+on once one only or other our out over own same she should so some such than that the their them then there
+these they this those through to too under until up us very was we were what when where which while who whom
+whose why will with would you your"""
+STOP = frozenset(WORDS_WITHOUT_CONTENT.split())
 
 
 class LabelledPair(TypedDict):
@@ -120,12 +120,13 @@ FAULTS: dict[str, Spoil] = {
     "echo": lambda row, other, rng: str(row["instruction"]),
     "echo framed": _framed,
     "echo reworded": lambda row, other, rng: str(row["echo"]),
+    "echo padded": lambda row, other, rng: f"{row['instruction']} {filler(rng, len(row['answer'].split()))}",
     "filler": lambda row, other, rng: filler(rng, len(row["answer"].split())),
     "sibling": lambda row, other, rng: str(row["sibling"]["answer"]),
     "wrong": lambda row, other, rng: str(row["wrong"]),
     "padded": _padded,
 }
-ECHOES = ("echo", "echo framed", "echo reworded")
+ECHOES = ("echo", "echo framed", "echo reworded", "echo padded")
 
 
 def _keywords(row: Row, other: Row, rng: random.Random) -> str:
@@ -151,7 +152,7 @@ def _rearranged(row: Row, other: Row, rng: random.Random) -> str:
 PROBES: dict[str, Spoil] = {
     "question's words rearranged": _rearranged,
     "question again and again": lambda row, other, rng: " ".join([row["instruction"]] * 4),
-    "echo, then filler": lambda row, other, rng: (
+    "echo, then other filler": lambda row, other, rng: (
         f"{row['instruction']} {filler(rng, len(row['answer'].split()), OTHER_FILLER)}"
     ),
     "echo, then another question's answer": lambda row, other, rng: f"{row['instruction']} {other['answer']}",
@@ -168,7 +169,13 @@ PROBES: dict[str, Spoil] = {
 def _pair(row: Row, bad: str, fault: str, rng: random.Random) -> LabelledPair:
     good = rng.choice((1, 2))
     texts = (row["answer"], bad) if good == 1 else (bad, row["answer"])
-    return {"id": f"{row['id']}-{fault}", "prompt": row["instruction"], "responses": texts, "good": good, "fault": fault}
+    return {
+        "id": f"{row['id']}-{fault}",
+        "prompt": row["instruction"],
+        "responses": texts,
+        "good": good,
+        "fault": fault,
+    }
 
 
 def labelled_pairs(
@@ -195,6 +202,6 @@ def echo_pairs(seed: int) -> list[LabelledPair]:
     return [_pair(rows[e["id"]], e["echo"], "echo by hand", rng) for e in read_rows(ECHO_FILE)]
 
 
-def question_of(pair: LabelledPair) -> str:
-    """The question's id, by which pairs hang together."""
-    return pair["id"].partition("-")[0]
+def question_of(pair: Mapping[str, Any]) -> str:
+    """The question's id, by which pairs hang together; of a labelled pair or of what was made of it."""
+    return str(pair["id"]).partition("-")[0]

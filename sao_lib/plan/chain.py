@@ -10,13 +10,16 @@ from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError
+from sao_lib.evaluate.instruments import simple_parts
 from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
+from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.runs import MANIFEST, OUTPUTS, identity
 from sao_lib.settings import ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
+ECHOES = "params/data/echoes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -182,12 +185,13 @@ class Chain:
     def _answer(self, name: str, evaluate: Evaluate, model: dict[str, Any], policy: dict[str, str]) -> Planned:
         """A model's answers to the benchmark's instructions; every judge reads the same."""
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump(include=set(Answer.model_fields))}
-        return self._add("answer", name, params, policy, [evaluate.instructions, model["policy"]["chat_template"]])
+        files = [evaluate.instructions, model["policy"]["chat_template"], LABELLED]
+        return self._add("answer", name, params, policy, files)
 
     def _scored(self, name: str, evaluate: Evaluate, model: dict[str, Any], inputs: dict[str, str]) -> Planned:
         files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template]
         files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
-        files += [] if "calibration" in inputs else [LABELLED]
+        files += [] if "calibration" in inputs else [LABELLED, ECHOES]
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
@@ -252,7 +256,7 @@ def by(evaluate: Evaluate, base: Settings) -> str:
     """The part of a readable name that says another evaluation judge reads the answers."""
     if evaluate == base.evaluate:
         return ""
-    if evaluate.judges == ["relevance"]:
+    if all(part in BY_EMBEDDINGS for part in simple_parts(evaluate.judges)):
         return "-by-relevance"
     return f"-by-{hub.short(evaluate.judge_model) if evaluate.judge_model else 'policy'}"
 
