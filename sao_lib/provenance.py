@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -43,13 +44,24 @@ def _read(path: Path, _changed: int) -> tuple[str, frozenset[str]]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        text = "\n".join("".join(c["source"]) for c in cells)
+        text = "\n".join(_python("".join(c["source"])) for c in cells)
     try:
         tree = ast.parse(text)
-    except SyntaxError:  # a cell with a magic: its text is its code
+    except SyntaxError:  # it cannot run: its text is its code
         return hashlib.sha256(text.encode()).hexdigest()[:12], frozenset()
     canonical = json.dumps(_canonical(tree))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12], frozenset(_named(tree))
+
+
+def _python(cell: str) -> str:
+    """A cell's code; where lines are IPython's alone, such as %matplotlib, what it makes of them."""
+    try:
+        ast.parse(cell)
+        return cell
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        return TransformerManager().transform_cell(re.sub(r"\A%%.*", "", cell))
 
 
 def _canonical(node: Any) -> Any:

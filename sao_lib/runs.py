@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from sao_lib import hub, provenance
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, file_digest, read_rows, write_atomic
+from sao_lib.progress import TOKENS
 from sao_lib.settings import ROOT
 
 OUTPUTS = Path(os.environ.get("SAO_OUTPUTS", ROOT / "outputs"))
@@ -50,7 +51,8 @@ class Run:
     """
 
     def __init__(self, spec: dict[str, Any], folder: Path, copied: bool = False) -> None:
-        self.spec, self.folder, self.copied, self.started = spec, folder, copied, time.time()
+        self.spec, self.folder, self.copied = spec, folder, copied
+        self.started, self.tokens = time.time(), TOKENS.copy()
         self.params: dict[str, Any] = spec["params"]
 
     @classmethod
@@ -124,6 +126,7 @@ class Run:
             "hub_commits": {n: found for n in hub.named_in(self.params) if (found := hub.commit(n))},
             "files": {name: path.stat().st_size for name, path in named.items()},
             "sha256": {name: file_digest(path) for name, path in named.items()},
+            "tokens": dict(TOKENS - self.tokens),
             "seconds": round(time.time() - self.started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
             **provenance.surroundings(),

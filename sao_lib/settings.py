@@ -95,6 +95,8 @@ class Synthesize(Strict):
     temperature: float = Field(ge=0)
     max_prompt_tokens: int = Field(ge=8)
     max_response_tokens: int = Field(ge=8)
+    filter: Literal["drop", "log"] = Field(default="drop", description="prompts with a fault: left out, or noted only")
+    max_words: int = Field(default=150, ge=5, description="a longer prompt has a fault")
     chunk: int = Field(ge=1)
 
 
@@ -111,6 +113,7 @@ class Judge(Strict):
     )
     orders: Literal["one", "both"] = Field(default="one", description="of a ranking")
     without_criterion: Literal[1, 2, 3, 4] | None = None
+    max_tokens: int = Field(default=512, ge=1, description="of a verdict in text")
     audit_questions: int = Field(default=8, ge=0)
     audit_faults: int = Field(default=3, ge=1, description="of a labelled question's faults, taken in turn")
     chunk: int = Field(default=64, ge=1)
@@ -118,7 +121,7 @@ class Judge(Strict):
 
 class Train(Strict):
     data: str | None = Field(default=None, description="an external preference set instead of a judge's")
-    pairs: int | None = Field(default=None, ge=1, description="size of the training set; null: all there are")
+    pairs: int | None = Field(default=None, ge=1, description="exactly so many are trained on; null: all there are")
     loss: str = Field(description="an entry of sao_lib.method.losses.LOSSES")
     beta: float = Field(gt=0)
     gamma: float = Field(default=0, ge=0)
@@ -171,8 +174,12 @@ class Answer(Strict):
 
 
 class Evaluate(Answer):
-    """The answers' judge and what is made of its verdicts."""
+    """The answers' judge and what is made of its verdicts.
 
+    `answers` is a file in alpaca_eval's format with the answers of a model that does not run here.
+    """
+
+    answers: str | None = None
     judge_model: str | None = None
     judge_engine: Engine | None = None
     judge_chat_template: str | None = Field(default=None, description="of judge_model")
@@ -194,7 +201,12 @@ class Evaluate(Answer):
 
 
 class ChatBenchmarks(Strict):
-    """MT-Bench and Arena-Hard, judged by the evaluation judge (SAO table 2)."""
+    """MT-Bench and Arena-Hard, judged by the evaluation judge (SAO table 2).
+
+    A template is a file of ours or one in the benchmark's own format: FastChat's judge_prompts.jsonl, Arena-Hard's
+    judge_config.yaml. Limits are tokens of an answer and of a judgment; a game without a verdict is asked about
+    `arena_hard_attempts` times in all.
+    """
 
     mt_bench: str
     mt_bench_n: int = Field(ge=1)
@@ -204,7 +216,11 @@ class ChatBenchmarks(Strict):
     arena_baseline: str | None = Field(default=None, description="file of baseline answers; null: in the questions")
     arena_hard_template: str = "params/templates/arena_hard.yaml"
     reading: Literal["text", "logprob"] = "text"
-    max_tokens: int = Field(ge=8)
+    mt_bench_tokens: int = Field(ge=8)
+    mt_bench_judge_tokens: int = Field(default=2048, ge=8)
+    arena_hard_tokens: int = Field(ge=8)
+    arena_hard_judge_tokens: int = Field(default=4096, ge=8)
+    arena_hard_attempts: int = Field(default=2, ge=1)
 
 
 class Leaderboard(Strict):
@@ -257,11 +273,13 @@ class Logits(Strict):
 class Preset(Strict):
     """What rows of experiments ask for by name and each profile gives in its own way.
 
-    `label` names the stand-in where the profile cannot have the paper's. With the variable `unless_env` in the
-    environment the paper's own is possible: `instead` holds, unlabelled.
+    `label` names the stand-in where the profile cannot have the paper's, or which of several it is. `trained` says
+    whether a row that uses it is trained here, where that differs from what the row says. With the variable
+    `unless_env` in the environment the paper's own is possible: `instead` holds, unlabelled.
     """
 
     label: str | None = None
+    trained: bool | None = None
     settings: dict[str, Any]
     unless_env: str | None = None
     instead: dict[str, Any] = {}

@@ -1,17 +1,27 @@
-"""A data file's name -> its rows: a file of the suite, or one on the hub as `hub:org/dataset@revision/file`."""
+"""A data file's name -> its rows: a file of the suite, or one elsewhere.
+
+`hub:org/dataset@revision/file` lies on the hub, `github:org/repo@commit/file` in a public repository.
+"""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.files import read_rows
+from sao_lib.files import read_rows, write_atomic
 from sao_lib.settings import ROOT
+
+RAW = "https://raw.githubusercontent.com"
+FETCHED = ROOT / ".cache" / "github"
+PATIENCE = 60  # seconds
 
 
 def fetch(source: str) -> Path:
     """The local path of `source`; raises SaoError when it is missing or cannot be fetched."""
+    if source.startswith("github:"):
+        return _github(source)
     if not source.startswith("hub:"):
         path = ROOT / source
         if not path.exists():
@@ -28,8 +38,29 @@ def fetch(source: str) -> Path:
         raise SaoError(f"{source} cannot be fetched from the hub: {in_one_line(error)}") from None
 
 
+def _github(source: str) -> Path:
+    """A text file of a public repository at a commit, fetched once."""
+    from urllib.request import urlopen
+
+    found = hub.GITHUB.fullmatch(source)
+    if not found or ".." in source:
+        raise SaoError(f"'{source}' is not of the form github:org/repo@commit/file, with the whole commit.")
+    path = FETCHED.joinpath(*found.groups())
+    if path.is_file():
+        return path
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise SaoError(f"{source} has not been fetched yet and HF_HUB_OFFLINE is set; unset it once.")
+    try:
+        with urlopen("/".join((RAW, *found.groups())), timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+    except (OSError, ValueError) as error:
+        raise SaoError(f"{source} cannot be fetched from GitHub: {in_one_line(error)}") from None
+    write_atomic(path, text)
+    return path
+
+
 def check(source: str) -> None:
-    """Raise SaoError unless `source` is there, without fetching it."""
+    """Raise SaoError unless `source` is there, without fetching it where it lies on the hub."""
     found = hub.parse(source)
     if not found:
         fetch(source)

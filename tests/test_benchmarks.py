@@ -147,7 +147,7 @@ def test_mt_rating_from_text_and_from_log_probabilities(make_run: Callable[..., 
     found = mt_bench.rate(run, judge, MT_TEMPLATE, MT_QUESTIONS, answers, "text", 7)
     assert [(j["question_id"], j["turn"]) for j in found[:3]] == [(1, 1), (1, 2), (2, 1)]
     assert found[0] == {"question_id": 1, "category": "writing", "turn": 1, "score": 8, "text": "Rating: [[8]]"}
-    assert [call[1:3] for call in judge.calls] == [(512, 0.0)]
+    assert [call[1:3] for call in judge.calls] == [(2048, 0.0)]
     (run.folder / "mt_judgments.jsonl").unlink()
     sure = FakeEngine(odds=lambda c, place: 0.0 if place in (2, 4) else -math.inf)  # "3" and "5", evenly
     found = mt_bench.rate(run, sure, MT_TEMPLATE, MT_QUESTIONS, answers, "logprob", 7)
@@ -245,6 +245,7 @@ def test_arena_games_in_text_are_played_in_both_orders(make_run: Callable[..., R
 
     judge = FakeEngine(reply)
     games = arena_hard.play(make_run(), judge, ARENA_TEMPLATE, ARENA_QUESTIONS, ARENA_ANSWERS, "text", 7)
+    assert len(judge.calls) == 1  # two different verdicts are an answer, not a missing one
     assert games[0] == {"question_id": "q1", "games": ["B>>A", "A>B"]}
     assert games[4] == {"question_id": "q5", "games": [None, None]}
     requests = judge.calls[0][0]
@@ -254,6 +255,47 @@ def test_arena_games_in_text_are_played_in_both_orders(make_run: Callable[..., R
     assert text[0].index("prompt 1") < text[0].index("BASE") < text[0].index("own one")
     assert text[1].index("own one") < text[1].index("BASE")
     assert all(f"[[{verdict}]]" in text[0] for verdict in arena_hard.VERDICTS)
+
+
+def test_an_arena_judgment_without_a_verdict_is_continued_once(make_run: Callable[..., Run]) -> None:
+    def reply(conversation: Conversation, _: int) -> str:
+        if "prompt 1" not in conversation.messages[0]["content"]:
+            return "Still thinking."
+        return "[[A>B]]" if len(conversation.messages) == 3 else "First my own answer."
+
+    judge = FakeEngine(reply)
+    games = arena_hard.play(make_run(), judge, ARENA_TEMPLATE, ARENA_QUESTIONS[:2], ARENA_ANSWERS, "text", 7)
+    assert [row["games"] for row in games] == [["A>B", "A>B"], [None, None]]
+    assert [(len(batch), limit) for batch, limit, *_ in judge.calls] == [(4, 4096), (4, 4096)]
+    again = judge.calls[1][0][0].messages
+    assert [m["role"] for m in again] == ["user", "assistant", "user"]
+    assert again[1]["content"] == "First my own answer."
+
+
+def test_prompts_in_the_benchmarks_own_formats_take_the_place_of_ours(tmp_path: Path) -> None:
+    """Files shaped as FastChat's judge_prompts.jsonl and Arena-Hard's judge_config.yaml, with words of ours."""
+    single, both = "Q {question} A {answer}", "Q1 {question_1} A1 {answer_1} Q2 {question_2} A2 {answer_2}"
+    guided = "R1 {ref_answer_1} R2 {ref_answer_2} "
+    texts = {"single-v1": single, "single-v1-multi-turn": both, "single-math-v1": "R {ref_answer_1} " + single,
+             "single-math-v1-multi-turn": guided + both, "pair-v2": "other"}  # fmt: skip
+    rows = [{"name": n, "system_prompt": f"system {n}", "prompt_template": t} for n, t in texts.items()]
+    file = tmp_path / "judge_prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = mt_bench.load_template(str(file))
+    asked = mt_bench.rating_request(template, MT_QUESTIONS[1], ["one", "two"], 2).messages
+    assert asked[0] == {"role": "system", "content": "system single-math-v1-multi-turn"}
+    assert asked[1]["content"] == "R1 right 2.1 R2 right 2.2 Q1 first 2? A1 one Q2 second 2? A2 two"
+    plain = mt_bench.rating_request(template, MT_QUESTIONS[0], ["one", "two"], 1).messages
+    assert plain[1]["content"] == "Q first 1? A one"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(SaoError, match="has no prompt named 'single-v1-multi-turn'"):
+        mt_bench.load_template(str(file))
+    config = tmp_path / "judge_config.yaml"
+    config.write_text('system_prompt: Judge.\nprompt_template: ["U {question_1} A {answer_1} B {answer_2}"]\n')
+    arena = arena_hard.load_template(str(config))
+    messages = arena_hard.request(arena, "p", "x", "y").messages
+    assert [m["content"] for m in messages] == ["Judge.", "U p A x B y"]
+    assert arena["again"] == read_yaml(ROOT / ARENA_TEMPLATE)["again"]
 
 
 def test_arena_games_by_margin_have_no_order(make_run: Callable[..., Run]) -> None:

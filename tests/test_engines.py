@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from sao_lib.engines import Conversation, open_engine, switch_engine
+from sao_lib.engines import Conversation, give_back, open_engine
 from sao_lib.engines.hf_engine import SeededSampler
 from sao_lib.engines.replicas import devices_of_copies
 from sao_lib.errors import SaoError
@@ -49,7 +49,8 @@ def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(
     again = [c.text for c in engine.generate(REQUESTS, 16, 0.6, [1, 2, 3])]
     other = [c.text for c in engine.generate(REQUESTS, 16, 0.6, [4, 5, 6])]
     assert once == again != other
-    same = switch_engine(engine, SMOL, VLLM, tmp_path / "log")
+    give_back(engine)
+    same = open_engine(SMOL, VLLM, tmp_path / "log")
     assert same is engine
     assert [c.text for c in same.generate(REQUESTS, 16, 0.6, [1, 2, 3])] == once
     with pytest.raises(SaoError, match="does not fit max_model_len 512"):

@@ -9,7 +9,7 @@ import yaml
 from sao_lib import settings
 from sao_lib.errors import SaoError
 from sao_lib.plan import experiment, planning
-from sao_lib.report.check import check
+from sao_lib.report.check import check, offers
 
 WHOLE: dict[str, Any] = {
     "title": "A table of one's own",
@@ -65,11 +65,28 @@ MISTAKES = [
     ({"columns": None, "table": "length"}, "there is no table 'length'; there are: repeated_prompts"),
     ({"figure": {"kind": "pie"}}, "there is no figure kind 'pie'; there are: dots"),
     ({"figure": {"kind": "dots", "metric": "winrate"}}, "there is no figure metric 'winrate'; there are: wr"),
+    ({"figure": {"kind": "dots"}}, "a figure of kind dots needs metric; there are: wr"),
+    ({"figure": {"kind": "line", "metric": "wr"}}, "a figure of kind line needs metrics"),
+    ({"figure": {"kind": "dots", "metric": "math500"}}, "the figure metric math500 needs the stage math500"),
+    ({"figure": {"kind": "logits"}}, "the figure kind logits needs the stage logits, which no row runs"),
+    ({"figure": {"kind": "dots", "metric": "wr", "paper": ["wr"]}}, "the figure's paper: wr is empty"),
+    ({"figure": {"kind": "line", "metrics": ["wr"], "paper_x": [0, 1, 2]}}, "paper_x has 3 places for 2 rows"),
+    ({"columns": None, "table": "skewness"}, "the table skewness needs the stage logits, which no row runs"),
+    ({"columns": ["average"]}, "the column average needs the stage rating or leaderboard, which no row runs"),
+    ({"columns": ["model"], "runs": ["judge"]}, "the column model needs the stage evaluate or "),
+    ({"columns": ["source"], "runs": ["synthesize"]}, "the column source needs the stage judge, which no row runs"),
+    ({"runs": ["ablate"]}, "runs.0: ablate makes the table itself, no row runs it"),
+    ({"printed_in": "table60"}, "there is no table of the paper 'table60'; there are: table1"),
+    ({"printed_in": "table6", **row(printed={"row": "myself"})}, "row self: params/paper.yaml has no numbers for "),
+    ({"printed_in": "table1", **row(printed={"row": "gemma", "prefix": "gpt5_"})}, "with the prefix 'gpt5_'"),
+    ({"columns": ["pairs"], "runs": ["judge"], "claims": [{"sentence": "So.", "holds": "self.wr > length.wr"}]},
+     "the row self does not run evaluate"),
     ({"claims": [{"sentence": "So.", "holds": "self.wr > random.wr"}]}, "names the row 'random'; there are: length"),
     ({"claims": [{"sentence": "So.", "holds": "self.wr < length.wr"}]}, "must read 'row.metric > row.metric'"),
     ({"claims": [{"sentence": "So.", "holds": "self.f1 > length.f1"}]}, "there is no claim metric 'f1'; there are: wr"),
     ({"settings": {"laptop": {"seed": 1}}}, "settings has 'laptop', which is no profile; there are: cpu"),
     (row(trained="false"), "Key 'rows.self.trained'"),
+    (row(profiles=["laptop"]), "self.profiles has 'laptop', which is no profile; there are: cpu"),
     (row(iterations=0), "Key 'rows.self.iterations'"),
     (row(trianed=False), "a row has no 'trianed'; it may have: label, use"),
 ]  # fmt: skip
@@ -82,6 +99,21 @@ def test_a_mistake_is_one_sentence_before_anything_runs(write: Any, changes: dic
         check("mine")
     assert sentence in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", experiment.experiments(ours=True))
+def test_the_check_expects_of_rows_what_their_plan_runs(name: str) -> None:
+    check(name)
+    asked = experiment.read(name)
+    for planned in planning.make("cpu", name).rows:
+        if not planned.settings.train.data and not planned.skipped:
+            assert set(planned.roles) == offers(asked, planned.name)
+
+
+def test_a_rating_of_a_row_without_feedback_is_one_sentence(write: Any) -> None:
+    write(runs=["rating"], columns=["clarity"], **row(trained=False))
+    with pytest.raises(SaoError, match="responses that a feedback source chose, and this row has none"):
+        planning.make("cpu", "mine")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def containers(site: FakeKubernetes) -> list[dict[str, Any]]:
 
 
 def test_three_pods_make_the_table(used: FakeKubernetes, said: str) -> None:
-    assert "3 of 3 runs to do, handed to kubernetes" in said
+    assert "3 of 3 runs to do, in 3 group(s), handed to kubernetes" in said
     assert "| Ranking |" in said
     assert len(used.made) == 3
     assert len(re.findall("Job snakejob-.* succeeded", said)) == 3
@@ -98,7 +98,7 @@ def test_pods_ask_for_what_their_runs_state(used: FakeKubernetes, said: str) -> 
     made = plan.make("cpu", "table13", [*SMALLEST, "machine.gpus=2"])
     asked = [container["resources"] for container in containers(used)]
     for what, run in zip(asked, made.runs, strict=True):
-        stated = cluster.resources(run, made.base.machine)["mem_mb"] * 2**20
+        stated = cluster.resources([run], made.base.machine)["mem_mb"] * 2**20
         assert stated <= int(what["limits"]["memory"].removesuffix("M")) * 10**6 < stated + 10**6
         assert what["limits"]["memory"] == what["requests"]["memory"]
         assert "ephemeral-storage" not in what["limits"]

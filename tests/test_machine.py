@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sao_lib import machine
-from sao_lib.launch import reproduce
+from sao_lib.launch import graph
 from sao_lib.plan import cost
 from sao_lib.settings import Settings
 
@@ -63,9 +63,9 @@ def test_cores_are_those_that_this_process_may_use() -> None:
 
 def test_no_more_jobs_start_than_the_container_has_room_for(cpu: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
-    monkeypatch.setattr(reproduce, "idle_share", lambda: 1.0)
-    monkeypatch.setattr(reproduce, "available_gib", lambda: 100.0)
-    assert reproduce.jobs_at_once(cpu.machine) == (3, "3 cores, 3 of them idle, memory for 22")
+    monkeypatch.setattr(graph, "idle_share", lambda: 1.0)
+    monkeypatch.setattr(graph, "available_gib", lambda: 100.0)
+    assert graph.jobs_at_once(cpu.machine) == (3, "3 cores, 3 of them idle, memory for 22")
     assert "3 at once" in cost._clock_and_rent(cost.devices_of("cpu")[0], 1.0, cpu.machine)
-    monkeypatch.setattr(reproduce, "available_gib", lambda: 2 * cpu.machine.memory_gib + reproduce.SPARE_GIB)
-    assert reproduce.jobs_at_once(cpu.machine)[0] == 2
+    monkeypatch.setattr(graph, "available_gib", lambda: 2 * cpu.machine.memory_gib + graph.SPARE_GIB)
+    assert graph.jobs_at_once(cpu.machine)[0] == 2

@@ -58,7 +58,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_finished_is_done_twice(outputs: Path) -> None:
     done = started(outputs)
-    assert len(done) == len(set(done)) == 9
+    assert len(done) == len(set(done)) == 12
 
 
 def test_the_table_is_there_in_three_formats_with_its_figure(outputs: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_second_call_runs_nothing_and_prints_the_same_table(outputs: Path) -> 
 
 def test_executed_notebooks_lie_beside_the_data_without_errors_secrets_or_machine_paths(outputs: Path) -> None:
     found = sorted((outputs / "cpu").rglob("notebook.ipynb"))
-    assert len(found) >= 9
+    assert len(found) >= 12
     for path in found:
         text = path.read_text()
         notebook = nbformat.reads(text, 4)

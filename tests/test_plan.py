@@ -18,7 +18,7 @@ def stages(found: list[str]) -> dict[str, int]:
 
 
 def test_table6_makes_prompts_once_and_trains_ten_models() -> None:
-    wanted = {"synthesize": 1, "judge": 10, "train": 10, "evaluate": 11}
+    wanted = {"synthesize": 1, "judge": 10, "train": 10, "answer": 11, "evaluate": 11}
     assert stages(folders()) == {stage: wanted.get(stage, 0) for stage in NOTEBOOKS}
 
 
@@ -32,7 +32,7 @@ def test_a_training_parameter_changes_trainings_and_leaves_judging_alone() -> No
     before, after = set(folders()), set(folders("train.beta=2"))
     changed = stages(sorted(before - after))
     assert changed["synthesize"] == changed["judge"] == 0
-    assert changed["train"] == changed["evaluate"] == 10
+    assert changed["train"] == changed["answer"] == changed["evaluate"] == 10
     assert not any("untrained" in folder for folder in before - after)
 
 
@@ -40,7 +40,7 @@ def test_the_evaluation_judges_template_is_part_of_what_an_evaluation_is() -> No
     before, after = folders(), folders("evaluate.judge_template=params/templates/ranking.yaml")
     changed = stages(sorted(set(before) - set(after)))
     assert changed["evaluate"] == stages(before)["evaluate"]
-    assert changed["judge"] == changed["train"] == 0
+    assert changed["judge"] == changed["train"] == changed["answer"] == 0
     run = next(run for run in plan.make("cpu", "table6").runs if run.spec["stage"] == "evaluate")
     assert "params/templates/ranking_small.yaml" in run.spec["files"], "an edited template is another identity"
 
@@ -56,7 +56,7 @@ def test_a_key_in_the_environment_replaces_the_stand_in(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     row = next(r for r in plan.make("cpu", "table6").rows if r.name == "gpt4o")
     assert row.label == "GPT-4o feedback"
-    assert row.settings.judge.model == "openai/gpt-4o"
+    assert row.settings.judge.model == "openai/gpt-4o-2024-08-06"
 
 
 def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_an_iteration_starts_from_the_model_before() -> None:
 def test_another_judge_reads_the_same_answers() -> None:
     made = {run.folder: run for run in plan.make("cpu", "table9").runs}
     readings = [made[f] for role, f in made["cpu/table9"].inputs.items() if role.endswith("self/evaluate")]
-    answers = {run.inputs.get("answers", run.folder) for run in readings}
+    answers = {run.inputs["answers"] for run in readings}
     assert len(readings) == 3
     assert len(answers) == 1
 

@@ -88,6 +88,15 @@ def test_a_changed_line_is_named_by_its_file(house: Path, name: str, old: str, n
     assert changed_by(house, name, old, new) == [name]
 
 
+def test_a_line_that_only_ipython_reads_hides_no_module(house: Path) -> None:
+    before = provenance.code_of("judge", house)
+    magic = notebook(
+        "%matplotlib inline\nfrom sao_lib.method import judge", "%%time\nfiles = !ls", "judge.verdict('a', 'bb')"
+    )
+    (house / "notebooks/02_judge.ipynb").write_text(magic)
+    assert provenance.changed(before, provenance.code_of("judge", house)) == ["notebooks/02_judge.ipynb"]
+
+
 def test_a_part_that_came_or_went_is_a_change(house: Path) -> None:
     assert changed_by(house, "sao_lib/ground.py", "import sao_lib.late", "pass") == [
         "sao_lib/ground.py", "sao_lib/late.py"

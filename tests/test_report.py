@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def fake_results(run: Planned) -> dict[str, Any]:
                        "diversity": 0.625},
         "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": {"agreement": 0.7, "flip": None}},
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
+        "answer": {},
         "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
         "chat_benchmarks": {"mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
                             "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
@@ -68,8 +70,8 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
             "verdicts.jsonl": [{"id": i, "verdict": 1, "margin": 0.5} for i in ids],
             "preferences.jsonl": [{"id": i, "prompt": chat, "chosen": chat, "rejected": chat} for i in ids],
         },
+        "answer": {"answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids]},
         "evaluate": {
-            "answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids],
             "annotations.jsonl": [
                 {"instruction": f"Why {i}?", "output_1": "So.", "output_2": "Because.", "preference": 1.0 + n % 2}
                 for n, i in enumerate(ids)
@@ -144,6 +146,21 @@ def test_a_row_that_cannot_run_is_named_with_its_reason_and_keeps_the_papers_num
     assert "not run" in line
     assert "Not run: Length-based feedback: The model x cannot be had." in table.caption(run, rows)
     assert "not run" in [c["verdict"] for c in table.claims(run, rows)]
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "table11", "table12", "table14"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_figure_or_table_of_texts_without_one_of_its_rows_shows_the_others(
+    name: str, place: int, outputs: Path
+) -> None:
+    made = plan.make("cpu", name)
+    rows = list(made.rows)
+    rows[place] = replace(rows[place], skipped="The model x cannot be had.")
+    run = finished(plan.joined(replace(made, rows=rows)))
+    shown = table_rows(run)
+    table.write_tables(run, shown, table.claims(run, shown))
+    assert len(table.formatted(run, shown)) > 1
+    assert figures.draw(run, shown, run.folder / f"{name}.png") or not experiment_of(run).figure
 
 
 def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Path) -> None:

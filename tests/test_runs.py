@@ -230,7 +230,7 @@ def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypat
     (judged.path / MANIFEST).write_text(json.dumps(manifest))
     chosen = [run.folder.split("/")[1:] for run in plan.fresh(made, "stale")]
     assert [(stage, name.rpartition("-")[0]) for stage, name in chosen] == [
-        ("judge", "self"), ("train", "simpo-self"), ("evaluate", "simpo-self")
+        ("judge", "self"), ("train", "simpo-self"), ("answer", "simpo-self"), ("evaluate", "simpo-self")
     ]  # fmt: skip
     assert len(plan.fresh(made, "all")) == len(made.runs) - 1
     again = plan.joined(made)

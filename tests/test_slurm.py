@@ -40,7 +40,7 @@ def asked(run: plan.Planned, made: plan.Plan) -> str:
     """sbatch's options for a run, by the plugin's own functions."""
     machine = made.base.machine
     job = SimpleNamespace(
-        resources=Resources(cluster.resources(run, machine)), threads=cluster.threads(run, machine, "slurm")
+        resources=Resources(cluster.resources([run], machine)), threads=cluster.threads(run, machine, "slurm")
     )
     given = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "x")
     return get_submit_command(job, given) + set_gres_string(job)
@@ -66,7 +66,7 @@ def test_a_judge_that_opens_no_model_asks_for_no_gpu(paper: plan.Plan, name: str
 
 
 def test_tables_ask_for_no_gpu(paper: plan.Plan) -> None:
-    assert "gpu" not in cluster.resources(paper.table, paper.base.machine)
+    assert "gpu" not in cluster.resources([paper.table], paper.base.machine)
 
 
 def test_every_stage_can_be_given_resources() -> None:
@@ -122,7 +122,7 @@ def outputs(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = reproduce(folder)
     out, err = process.communicate()
     assert process.returncode == 0, err[-2000:] + out[-2000:]
-    assert "3 of 3 runs to do, handed to slurm" in out
+    assert "3 of 3 runs to do, in 3 group(s), handed to slurm" in out
     assert len(re.findall("has been submitted with SLURM jobid", out)) == 3
     assert "| Ranking |" in out
     return folder
@@ -144,7 +144,7 @@ def test_slurm_ran_every_stage_with_the_time_and_memory_it_stated(slurm: Path, o
     assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 3
     assert [job["TimeLimit"] for job in jobs] == ["60", "60", "15"]
     made = plan.make("cpu", "table13")
-    stated = [cluster.resources(run, made.base.machine)["mem_mb"] for run in made.runs]
+    stated = [cluster.resources([run], made.base.machine)["mem_mb"] for run in made.runs]
     given = [re.findall(r"mem=([\d.]+)G", job["Tres"]) for job in jobs]
     assert [[1024 * float(gib) for gib in found] for found in given] == [[mb] for mb in stated]
     said = "".join(path.read_text() for path in (outputs / "slurm_logs").rglob("*.log"))
@@ -164,7 +164,7 @@ def wait_until_idle() -> None:
 def test_two_jobs_asked_for_the_same_run_produce_it_once(slurm: Path, outputs: Path) -> None:
     table = next((outputs / "cpu").glob("table13@*"))
     (table / "run.json").unlink()
-    before, job = len(runs_done(outputs)), f"{sys.executable} -m sao_lib run {table} --of cpu/{table.name}"
+    before, job = len(runs_done(outputs)), f"{sys.executable} -m sao_lib run {table}"
     submit = ["sbatch", "--mem=2000", "--output", f"{outputs}/%j.log", "--chdir", str(ROOT), "--wrap", job]
     known = len(ended(slurm))
     wait_until_idle()

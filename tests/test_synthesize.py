@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+import published
 import pytest
 
 from sao_lib.engines import seed_for
@@ -13,6 +14,7 @@ from sao_lib.settings import PARAMS, Settings, read_yaml
 from sao_lib.sources import load_rows
 
 PERSONAS = "params/data/personas.jsonl"
+INSTRUCTIONS = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
 
 
 def test_the_suites_personas_are_many_and_no_two_nearly_the_same() -> None:
@@ -49,17 +51,47 @@ def test_the_papers_template_is_one_message_and_the_few_shot_one_begins_the_answ
         ("As a baker, I need a short plan for my first week.", True, None),
         ("As a baker, I need a short plan for my first week.", False, "not finished"),
         ("As a baker, I", True, "length"),
-        ("As a baker, I am happy. How can I help you today?", True, "role slip"),
+        ("Can you please provide a detailed guide to baking bread?", True, None),
+        ("As a baker, I write about the persona of a guest: what should I ask it?", True, None),
+        ("How can I help you today? I know bread well.", True, "role slip"),
+        ("As an AI language model, I have no bakery.", True, "role slip"),
         ("Guess a prompt that the baker may ask you to do.", True, "about the task"),
         (" ".join(["bread and butter and jam and tea"] * 6), True, "repeats itself"),
     ],
 )
 def test_unusable_prompts_have_a_reason(prompt: str, finished: bool, reason: str | None) -> None:
-    assert synthesize.reject_reason(prompt, finished) == reason
+    assert synthesize.reject_reason(prompt, finished, 150) == reason
 
 
-def test_prompt_is_what_follows_the_mark() -> None:
-    assert synthesize.prompt_from('Sure!\nUser prompt: "Tell me\nabout bread."') == "Tell me about bread."
+def test_a_long_prompt_has_a_fault_only_beyond_the_profiles_limit() -> None:
+    long = " ".join(f"word{n}" for n in range(180))
+    assert synthesize.reject_reason(long, True, 150) == "length"
+    assert synthesize.reject_reason(long, True, 200) is None
+
+
+def test_where_faults_are_only_logged_every_prompt_that_says_something_is_answered(cpu: Settings) -> None:
+    made = [("As a baker, I", "length"), ("What is rye?", None), ("", "length"), ("I cannot do that.", "length")]
+    rows = [{"id": f"p{n}", "prompt": prompt, "reason": reason} for n, (prompt, reason) in enumerate(made)]
+    dropped = synthesize.usable(rows, cpu.synthesize)
+    logged = synthesize.usable(rows, cpu.synthesize.model_copy(update={"filter": "log"}))
+    assert [row["id"] for row in dropped] == ["p1"]
+    assert [row["id"] for row in logged] == ["p0", "p1", "p3"]
+
+
+@pytest.mark.parametrize("source", ["params/data/chat.json", "params/data/arena_hard.jsonl"])
+def test_ordinary_requests_are_no_slips(source: str) -> None:
+    texts = [str(row.get("instruction") or row.get("prompt")) for row in load_rows(source)]
+    assert {synthesize.reject_reason(text, True, 10_000) for text in texts} <= {None, "length", "repeats itself"}
+
+
+@published.needs("the prompt filter on AlpacaEval's instructions", INSTRUCTIONS)
+def test_no_instruction_of_alpaca_eval_is_taken_for_a_slip() -> None:
+    texts = [row["instruction"] for row in load_rows(str(published.path(INSTRUCTIONS)))]
+    assert {synthesize.reject_reason(text, True, 10_000) for text in texts} <= {None, "length", "repeats itself"}
+
+
+def test_prompt_is_what_follows_the_mark_with_its_lines() -> None:
+    assert synthesize.prompt_from('Sure!\nUser prompt: "Tell me\nabout bread."\n') == "Tell me\nabout bread."
 
 
 def test_seeds_differ_by_row_and_sample_only() -> None:
@@ -93,7 +125,7 @@ def test_the_most_repeated_prompts_are_counted_after_normalising() -> None:
 def test_prompts_of_a_data_set_are_taken_as_they_are(cpu: Settings) -> None:
     settings = cpu.synthesize.model_copy(update={"source": "dataset", "n": 12})
     rows = synthesize.asked(settings, 1)
-    known = {" ".join(r["prompt"].split()) for r in load_rows(cpu.synthesize.dataset)}
+    known = {r["prompt"].strip() for r in load_rows(cpu.synthesize.dataset)}
     assert len({row["id"] for row in rows}) == 12
     assert all(row["prompt"] in known and row["persona"] is None for row in rows)
 

@@ -74,3 +74,11 @@ def test_a_longest_pair_just_fits(make_run: Callable[..., Run], settings: Train)
     assert train.prepare(run, rows, fits, POLICY)["dropped"]["too long"] == 0
     with pytest.raises(SaoError, match="0 usable pairs are too few"):
         train.prepare(run, rows, not_quite, POLICY)
+
+
+def test_a_training_set_smaller_than_asked_for_is_refused(make_run: Callable[..., Run], settings: Train) -> None:
+    rows = [pair(n, "A fine answer of some words.", "Another answer, less fine.") for n in range(5)]
+    run = make_run()
+    assert train.prepare(run, rows, settings.model_copy(update={"pairs": 4}), POLICY)["train"] == 4
+    with pytest.raises(SaoError, match="4 pairs are left to train on beside 1 held out, fewer than train.pairs = 5"):
+        train.prepare(run, rows, settings.model_copy(update={"pairs": 5}), POLICY)

@@ -50,4 +50,5 @@ fi
 uv="$venv/bin/uv pip install --quiet --python $venv/bin/python"
 $uv --compile-bytecode --override tools/overrides.txt -r $lock
 $uv --no-deps -e .
+$venv/bin/python -m sao_lib unpack
 echo "Set-up: $chosen; everything else as pinned in $lock."

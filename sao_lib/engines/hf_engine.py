@@ -8,7 +8,7 @@ from typing import Any
 from sao_lib.engines import Completion, Conversation, label_ids
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import attention_for, end_ids
-from sao_lib.progress import quiet
+from sao_lib.progress import TOKENS, quiet
 from sao_lib.settings import Engine as EngineSettings
 
 
@@ -83,6 +83,7 @@ class TransformersEngine:
             length = next((n for n, token in enumerate(answer, 1) if token in self.ends), len(answer))
             text = self.chat.tokenizer.decode(answer[:length], skip_special_tokens=True)
             out.append(Completion(text, answer[length - 1] in self.ends, len(prompt), length))
+        TOKENS.update(read=sum(map(len, ids)), written=sum(c.tokens_out for c in out))
         return out
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
@@ -123,6 +124,7 @@ class TransformersEngine:
         """[keep, vocabulary] log-probabilities after each of the last `keep` tokens."""
         import torch
 
+        TOKENS["read"] += len(ids)
         with torch.no_grad():
             logits = self.model(torch.tensor([ids], device=self.device), logits_to_keep=keep).logits[0]
         return logits.float().log_softmax(-1)

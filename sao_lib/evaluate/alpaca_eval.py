@@ -9,6 +9,7 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Engine, seed_for, user_turn
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.instruments import Instruments, Triple
+from sao_lib.files import write_rows
 from sao_lib.method.judge import sign
 from sao_lib.runs import Run
 from sao_lib.settings import Evaluate, Policy
@@ -53,6 +54,22 @@ def answer(
         ]
 
     return in_chunks(run, "answers.jsonl", instructions, make, settings.chunk)
+
+
+def published_answers(run: Run, settings: Evaluate, instructions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write answers.jsonl from `settings.answers`, a file in alpaca_eval's format; nothing is generated.
+
+    Each answer counts as finished. Raises SaoError when the file lacks an instruction.
+    """
+    found = {row.get("instruction"): row for row in load_rows(str(settings.answers))}
+    missing = next((row["instruction"] for row in instructions if row["instruction"] not in found), None)
+    if missing is not None:
+        raise SaoError(f"{settings.answers} has no answer to '{missing[:60]}' of {settings.instructions}.")
+    answers = [found[row["instruction"]] for row in instructions]
+    kept = [{key: row[key] for key in ("instruction", "output", "generator")} for row in answers]
+    rows = [{**row, "tokens": None, "finished": True} for row in kept]
+    write_rows(run.folder / "answers.jsonl", rows)
+    return rows
 
 
 def annotate(

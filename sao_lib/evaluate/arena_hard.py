@@ -1,6 +1,6 @@
 """Arena-Hard v0.1: each answer against a baseline's, judged in both orders (Li et al. 2024), without style control.
 
-The five verdicts and the score are the original's; the judge prompt's wording is ours.
+The five verdicts and the score are the original's; the judge prompt is ours, or the original where its file is named.
 """
 
 import re
@@ -8,18 +8,19 @@ from collections.abc import Callable, Sequence
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
-from sao_lib.engines.chat import fill
+from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import by_id
+from sao_lib.evaluate.grading import as_asked, by_id
 from sao_lib.evaluate.instruments import Triple
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
-from sao_lib.sources import load_rows
+from sao_lib.sources import fetch, load_rows
 
 # Verdict -> (A's share of the win, how often the game counts); a strong verdict counts three times.
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
+OURS = "params/templates/arena_hard.yaml"
 ROUNDS = 1000  # the original's leaderboard uses 100
 BOOTSTRAP_SEED = 0
 
@@ -74,10 +75,24 @@ def answer(
     return in_chunks(run, "arena_answers.jsonl", questions, make, chunk)
 
 
+def load_template(source: str) -> Record:
+    """{user, again, system?}: our YAML file, or Arena-Hard's judge_config.yaml with its wording, but our `again`.
+
+    `again` asks for the verdict that a judgment lacks; the original's stands in its code and not in its file.
+    """
+    template = read_yaml(fetch(source))
+    if "prompt_template" not in template:
+        return template
+    text = template["prompt_template"][0]
+    for theirs, ours in {"{question_1}": "{prompt}", "{answer_1}": "{answer_a}", "{answer_2}": "{answer_b}"}.items():
+        text = text.replace(theirs, ours)
+    return {"system": template["system_prompt"], "user": text, "again": read_yaml(ROOT / OURS)["again"]}
+
+
 def request(template: Record, prompt: str, answer_a: str, answer_b: str) -> Conversation:
     """The judge prompt for two answers in the order given."""
     values = {"prompt": prompt, "answer_a": answer_a, "answer_b": answer_b}
-    return Conversation(({"role": "user", "content": fill(template["user"], values)},))
+    return as_asked(template.get("system"), fill(template["user"], values))
 
 
 def parse_verdict(text: str) -> str | None:
@@ -96,17 +111,18 @@ def play(
     reading: str,
     seed: int,
     margins: Margins | None = None,
-    max_tokens: int = 2048,
+    max_tokens: int = 4096,
+    attempts: int = 2,
     chunk: int = 32,
 ) -> list[Record]:
     """Write arena_games.jsonl, {question_id, games: [v1, v2]}: game 1 has the baseline as A, game 2 the model as A.
 
-    Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (the original: 4096, and a
-    second attempt where it finds no verdict); null is no verdict. Reading "logprob", for judges too small to write
-    one, takes `margins` of (prompt, baseline's answer, model's answer), positive where the model's is better: an
-    instrument without orders, which decides both games, never strongly.
+    Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens`; a judgment that holds no verdict
+    is continued until there have been `attempts` (the original: 4096 and 2); null is no verdict. Reading "logprob", for
+    judges too small to write one, takes `margins` of (prompt, baseline's answer, model's answer), positive where the
+    model's is better: an instrument without orders, which decides both games, never strongly.
     """
-    template, found = read_yaml(ROOT / template_file), by_id(questions, answers, "question_id", "arena_answers.jsonl")
+    template, found = load_template(template_file), by_id(questions, answers, "question_id", "arena_answers.jsonl")
     if reading == "logprob" and margins is None:
         raise SaoError("Arena-Hard with reading: logprob needs a calibrated instrument that gives margins.")
 
@@ -119,11 +135,27 @@ def play(
                 request(template, *order) for x, base, own in triples for order in ((x, base, own), (x, own, base))
             ]
             seeds = [seed_for(seed, str(q["question_id"]), game) for q in part for game in (1, 2)]
-            read = [parse_verdict(c.text) for c in engine.generate(asked, max_tokens, 0.0, seeds)]
+            read = _verdicts(engine, template, asked, max_tokens, seeds, attempts)
             games = [read[i : i + 2] for i in range(0, len(read), 2)]
         return [{"question_id": q["question_id"], "games": g} for q, g in zip(part, games, strict=True)]
 
     return in_chunks(run, "arena_games.jsonl", questions, make, chunk)
+
+
+def _verdicts(
+    engine: Engine, template: Record, asked: list[Conversation], max_tokens: int, seeds: list[int], attempts: int
+) -> list[str | None]:
+    """A verdict for each request; a judge whose text holds none of any form is asked to go on."""
+    texts, asked, left = [""] * len(asked), list(asked), list(range(len(asked)))
+    for _ in range(attempts):
+        out = engine.generate([asked[i] for i in left], max_tokens, 0.0, [seeds[i] for i in left]) if left else []
+        for i, completion in zip(left, out, strict=True):
+            texts[i] += f"\n{completion.text}"
+            more: list[Message] = [{"role": "assistant", "content": completion.text.strip()},
+                                   {"role": "user", "content": template["again"]}]  # fmt: skip
+            asked[i] = Conversation((*asked[i].messages, *more))
+        left = [i for i in left if not VERDICT.search(texts[i])]
+    return [parse_verdict(text) for text in texts]
 
 
 def _by_margin(triples: list[Triple], margins: Margins) -> list[list[str | None]]:

@@ -29,10 +29,10 @@ def calibrate(
 
     `echoes` are pairs against echoes in other words, which refuse a judge and neither fit nor choose one.
 
-    Returns {chosen, blind, scale, weights, refused, candidates, agreement, se, pairs, questions, by_fault, left_out}:
-    `candidates` has for each name what chose (choice, worst, worst_fault, parrot, by_hand); `blind` are the faults that
-    no candidate tells from chance, which therefore choose nothing; `refused` a sentence for each candidate that a parrot
-    beats; the rest is of the chosen one on the other questions. `left_out` is its agreement on faults that its
+    Returns {chosen, blind, scale, weights, refused, candidates, agreement, se, pairs, questions, by_fault, left_out}.
+    `candidates` has for each name what chose (choice, worst, worst_fault, parrot, by_hand). `blind` are the faults that
+    no candidate tells from chance, which therefore choose nothing. `refused` has a sentence for each candidate that a
+    parrot beats. The rest is of the chosen one on the other questions; `left_out` is its agreement on faults that its
     fit had not seen. A share is {agreement, n, se}, its SE clustered by question and null with fewer than two; a tie is
     wrong. Raises SaoError if every candidate is refused.
     """

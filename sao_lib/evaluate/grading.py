@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sao_lib.engines import Conversation
 from sao_lib.errors import SaoError
 from sao_lib.files import Record
 
@@ -15,6 +16,12 @@ def by_id(asked: Sequence[Record], answers: Sequence[Record], key: str, file: st
     if missing is not None:
         raise SaoError(f"Question {missing} has no answer in {file}; delete that file and run the same command again.")
     return found
+
+
+def as_asked(system: str | None, text: str) -> Conversation:
+    """A judge's request: `text`, after a system message where the template has one."""
+    user = Conversation(({"role": "user", "content": text},))
+    return Conversation(({"role": "system", "content": system}, *user.messages)) if system else user
 
 
 def expected_digit(logprobs: Sequence[float], digits: Sequence[str]) -> float | None:

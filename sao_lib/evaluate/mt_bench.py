@@ -1,7 +1,8 @@
 """MT-Bench: answers over two turns, each graded by itself on a scale of 1 to 10 (Zheng et al. 2023).
 
 The protocol is FastChat's: sampling temperature by category, reference answers for the judge in math, reasoning
-and coding, and the mean over all judgments of both turns. The judge prompts' wording is ours.
+and coding, and the mean over all judgments of both turns. The judge prompts are ours, or FastChat's where its file is
+named.
 """
 
 import re
@@ -14,7 +15,7 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import by_id, expected_digit
+from sao_lib.evaluate.grading import as_asked, by_id, expected_digit
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
@@ -23,6 +24,11 @@ from sao_lib.standard_errors import clustered_se
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
 WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat
+# The grading prompts of FastChat's judge_prompts.jsonl and what fills them, by the names in ours.
+FASTCHAT = {"1": "single-v1", "2": "single-v1-multi-turn", "1_reference": "single-math-v1",
+            "2_reference": "single-math-v1-multi-turn"}  # fmt: skip
+FASTCHAT_WORDS = {"{question}": "{question_1}", "{answer}": "{answer_1}", "{ref_answer_1}": "{reference_1}",
+                  "{ref_answer_2}": "{reference_2}"}  # fmt: skip
 DIGITS = tuple("123456789")
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
@@ -89,6 +95,27 @@ def _turn(
     return texts
 
 
+def load_template(source: str) -> Record:
+    """The four grading prompts: {user_1, user_2, user_1_reference, user_2_reference}, system_... where there is one.
+
+    `source` is a YAML file of this form or FastChat's judge_prompts.jsonl, whose wording it then is. SaoError if a
+    prompt is missing.
+    """
+    if not source.endswith(".jsonl"):
+        return read_yaml(ROOT / source)
+    found = {row.get("name"): row for row in load_rows(source)}
+    lacking = next((name for name in FASTCHAT.values() if name not in found), None)
+    if lacking:
+        raise SaoError(f"{source} has no prompt named '{lacking}'; FastChat's judge_prompts.jsonl has.")
+    template: Record = {}
+    for key, name in FASTCHAT.items():
+        text = found[name]["prompt_template"]
+        for theirs, ours in FASTCHAT_WORDS.items():
+            text = text.replace(theirs, ours)
+        template |= {f"user_{key}": text, f"system_{key}": found[name]["system_prompt"]}
+    return template
+
+
 def rating_request(
     template: Record, question: Record, answers: Sequence[str], turn: int, most: int = 10
 ) -> Conversation:
@@ -102,8 +129,8 @@ def rating_request(
     for place in range(turn):
         values |= {f"question_{place + 1}": question["turns"][place], f"answer_{place + 1}": answers[place]}
         values |= {f"reference_{place + 1}": str(references[place])} if references else {}
-    text = template[f"user_{turn}_reference" if references else f"user_{turn}"]
-    return Conversation(({"role": "user", "content": fill(text, values)},))
+    key = f"{turn}_reference" if references else str(turn)
+    return as_asked(template.get(f"system_{key}"), fill(template[f"user_{key}"], values))
 
 
 def parse_rating(text: str) -> float | None:
@@ -120,16 +147,16 @@ def rate(
     answers: Sequence[Record],
     reading: str,
     seed: int,
-    max_tokens: int = 512,
+    max_tokens: int = 2048,
     chunk: int = 64,
 ) -> list[Record]:
     """Write mt_judgments.jsonl, {question_id, category, turn, score, text}, two rows a question; a failure is null.
 
-    Reading "text" parses what the judge writes at temperature 0; its answer is cut at `max_tokens` (FastChat: 2048).
-    Reading "logprob", for judges too small to write a verdict, is the expected digit after the template's prefill,
-    with text null; the scale then ends at 9.
+    Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (FastChat: 2048). Reading
+    "logprob", for judges too small to write a verdict, is the expected digit after the template's prefill, with text
+    null; the scale then ends at 9.
     """
-    template, own = read_yaml(ROOT / template_file), by_id(questions, answers, "question_id", "mt_answers.jsonl")
+    template, own = load_template(template_file), by_id(questions, answers, "question_id", "mt_answers.jsonl")
     most = 9 if reading == "logprob" else 10
 
     def make(part: Sequence[tuple[Record, int]]) -> list[Record]:

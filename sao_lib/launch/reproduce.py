@@ -27,13 +27,15 @@ def reproduce(
     if fresh not in FRESH:
         raise SaoError(f"FRESH is '{fresh}'; it must be stale, all or nothing.")
     local = cluster == clusters.LOCAL  # a cluster's login node has neither its GPUs nor its cores, and quotas for disk
-    plans, impossible = _plans(profile, experiments, assignments, local, fresh)
-    cost.check_cap(_distinct(plans))
-    missing = [run for run in _distinct(plans) if not run.done]
+    plans, impossible = _plans(profile, experiments, assignments, local)
+    again = {run.folder: run for plan in plans for run in planning.fresh(plan, fresh)}
+    to_do = [run for run in _distinct(plans) if not run.done or run.folder in again]
+    cost.check_cap(to_do, _distinct(plans))
+    if to_do and local:
+        _check_disk(to_do, _distinct(plans))
+    plans = _renewed(plans, fresh, again)
     failed: dict[str, str] = {}
-    if missing:
-        if local:
-            _check_disk(_distinct(plans))
+    if any(not run.done for run in _distinct(plans)):
         failed = run_graph(_name(plans), _distinct(plans), plans[0].base.machine, cluster)
     if failed:  # the tables of rows that did finish
         plans, more = _remaining(plans, failed)
@@ -52,10 +54,8 @@ def _name(plans: list[Plan]) -> str:
     return plans[0].table.folder if len(plans) == 1 else f"{plans[0].profile}/all"
 
 
-def _plans(
-    profile: str, experiments: list[str], assignments: list[str], local: bool, fresh: str
-) -> tuple[list[Plan], list[str]]:
-    """Plans with their specs written, and a sentence for every experiment that cannot run at all."""
+def _plans(profile: str, experiments: list[str], assignments: list[str], local: bool) -> tuple[list[Plan], list[str]]:
+    """Plans of what can run here, and a sentence for every experiment that cannot run at all."""
     plans, impossible = [], []
     for name in experiments:
         try:
@@ -70,21 +70,23 @@ def _plans(
             impossible.append(f"{name}: {reason}")
     if not plans:
         raise SaoError("Nothing can be run. " + impossible[0])
-    plans = _renewed(plans, fresh)
-    for plan in plans:
-        planning.write_specs(plan)
     return plans, impossible
 
 
-def _renewed(plans: list[Plan], fresh: str) -> list[Plan]:
-    """Say which finished runs other code made, and set those aside that are to be made again."""
+def _renewed(plans: list[Plan], fresh: str, again: dict[str, planning.Planned]) -> list[Plan]:
+    """The plans with their specs written, after setting aside the finished runs `again` that are to be made again.
+
+    Those that other code made and that are kept are named.
+    """
+    for run in again.values():
+        planning.replaced(run)
+    if again:
+        print(f"To be made again: {', '.join(again)}. If this is interrupted, go on without FRESH.")
+    plans = [planning.joined(plan) for plan in plans]
+    for plan in plans:
+        planning.write_specs(plan)
     if fresh:
-        again = {run.folder: run for plan in plans for run in planning.fresh(plan, fresh)}
-        for run in again.values():
-            planning.replaced(run)
-        if again:
-            print(f"To be made again: {', '.join(again)}. If this is interrupted, go on without FRESH.")
-        return [planning.joined(plan) for plan in plans]
+        return plans
     outdated = {f: why for plan in plans for f, why in plan.table.spec["params"]["outdated"].items()}
     if outdated:
         print(f"{len(outdated)} finished run(s) were made by other code than this. They are kept and used:")
@@ -137,8 +139,8 @@ def _check_gpus(profile: str, machine: Machine) -> None:
         )
 
 
-def _check_disk(runs: list[planning.Planned]) -> None:
-    need = cost.disk_needed(runs)
+def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned]) -> None:
+    need = cost.disk_needed(to_do, runs)
     stat = os.statvfs(OUTPUTS if OUTPUTS.exists() else ROOT)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:

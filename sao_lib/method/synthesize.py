@@ -19,7 +19,8 @@ from sao_lib.settings import ROOT, Policy, Synthesize, read_yaml
 from sao_lib.sources import load_rows
 
 MARK = "User prompt:"
-ROLE_SLIPS = ("how can i help", "how can i assist", "i'm ready to help", "please provide", "as an ai")
+# How a text begins that is no prompt. Further on they are ordinary: "Can you please provide ...".
+ROLE_SLIPS = ("how can i help you", "how can i assist you", "i'm ready to help", "as an ai ")
 META = ("guess a prompt", "the persona", "user prompt")
 
 
@@ -40,7 +41,7 @@ def load_personas(source: str, n: int, seed: int) -> list[dict[str, str]]:
 def load_dataset_prompts(source: str, n: int, seed: int) -> list[dict[str, str]]:
     """`n` prompts of a preference data set (a `prompt` in every row), drawn without replacement: {id, prompt}."""
     rows = [
-        {"id": str(row.get("prompt_id", f"d{number:06d}"))[:16], "prompt": " ".join(str(row["prompt"]).split())}
+        {"id": str(row.get("prompt_id", f"d{number:06d}"))[:16], "prompt": str(row["prompt"]).strip()}
         for number, row in enumerate(load_rows(source), 1)
         if row.get("prompt")
     ]
@@ -110,8 +111,8 @@ def persona_request(template: dict[str, Any], persona: str | None) -> Conversati
 
 
 def prompt_from(text: str) -> str:
-    """The prompt in a model's answer: what follows "User prompt:", on one line, without quotes round it."""
-    return " ".join(text.split(MARK, 1)[-1].split()).strip('"').strip()
+    """The prompt in a model's answer: what follows "User prompt:", its lines kept, without quotes round it."""
+    return text.split(MARK, 1)[-1].strip().strip('"').strip()
 
 
 def ended(text: str, finished: bool, stop: str | None) -> tuple[str, bool]:
@@ -120,20 +121,25 @@ def ended(text: str, finished: bool, stop: str | None) -> tuple[str, bool]:
     return before, finished or bool(found)
 
 
-def reject_reason(prompt: str, finished: bool) -> str | None:
-    """Why a synthesized prompt is not usable, or None if it is."""
+def reject_reason(prompt: str, finished: bool, max_words: int) -> str | None:
+    """What is wrong with a synthesized prompt, or None if nothing is. Ours: the paper mentions no filter."""
     words, low = prompt.split(), prompt.lower()
     if not finished:
         return "not finished"
-    if not 5 <= len(words) <= 150:
+    if not 5 <= len(words) <= max_words:
         return "length"
-    if any(slip in low for slip in ROLE_SLIPS):
+    if low.startswith(ROLE_SLIPS):
         return "role slip"
-    if any(meta in low for meta in META):
+    if low.startswith(META):
         return "about the task"
     if repeated_ngrams(words) > 0.2:
         return "repeats itself"
     return None
+
+
+def usable(prompts: Sequence[dict[str, Any]], settings: Synthesize) -> list[dict[str, Any]]:
+    """The prompts that are answered: with `filter: drop` those without a fault, with `log` all that are not empty."""
+    return [row for row in prompts if row["reason"] is None or (settings.filter == "log" and row["prompt"])]
 
 
 def repeated_ngrams(words: list[str], n: int = 6) -> float:
@@ -143,7 +149,7 @@ def repeated_ngrams(words: list[str], n: int = 6) -> float:
 
 
 def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> list[dict[str, Any]]:
-    """Write prompts.jsonl: {id, persona, prompt, reason}; reason is null where the prompt is usable."""
+    """Write prompts.jsonl: {id, persona, prompt, reason}; reason is the prompt's fault, null where it has none."""
     template = read_yaml(ROOT / settings.template)
 
     def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,7 +161,7 @@ def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> l
         texts = [ended(c.text, c.finished, template.get("stop")) for c in out]
         prompts = [prompt_from(r.prefill + text) for r, (text, _) in zip(requests, texts, strict=True)]
         return [
-            {**row, "prompt": prompt, "reason": reject_reason(prompt, finished)}
+            {**row, "prompt": prompt, "reason": reject_reason(prompt, finished, settings.max_words)}
             for row, prompt, (_, finished) in zip(part, prompts, texts, strict=True)
         ]
 
@@ -169,7 +175,7 @@ def make_responses(
 
     `settings.pairs` says for how many; null: for all.
     """
-    usable = [row for row in prompts if row["reason"] is None][: settings.pairs]
+    answered = usable(prompts, settings)[: settings.pairs]
 
     def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         requests = [user_turn(policy, row["prompt"]) for row in part for _ in range(2)]
@@ -181,7 +187,7 @@ def make_responses(
             for i, row in enumerate(part)
         ]
 
-    return in_chunks(run, "responses.jsonl", usable, make, settings.chunk)
+    return in_chunks(run, "responses.jsonl", answered, make, settings.chunk)
 
 
 def normal(prompt: str) -> str:

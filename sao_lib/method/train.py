@@ -71,6 +71,11 @@ def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Polic
             f"{settings.global_batch}; raise synthesize.n or lower train.global_batch ({run.folder.name})."
         )
     cut = len(kept) - settings.held_out
+    if settings.pairs and settings.pairs > cut:
+        raise SaoError(
+            f"{cut} pairs are left to train on beside {settings.held_out} held out, fewer than train.pairs = "
+            f"{settings.pairs}; raise synthesize.n or lower train.pairs ({run.folder.name})."
+        )
     train = kept[:cut][: settings.pairs]
     for name, part in (("train", train), ("held_out", kept[cut:])):
         write_rows(run.folder / f"{name}.jsonl", part)

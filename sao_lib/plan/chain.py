@@ -66,12 +66,12 @@ class Row:
 def spec_of(
     profile: str, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
 ) -> dict[str, Any]:
-    """A run's spec with the digests of the files it reads (a hub file's is its name's); SaoError if one is missing."""
+    """A run's spec with digests of the files it reads (a fetched one's is its name's); SaoError if one is missing."""
     named = sorted({f for f in files if f})
-    missing = next((f for f in named if not f.startswith("hub:") and not (ROOT / f).exists()), None)
+    missing = next((f for f in named if not f.startswith(hub.ELSEWHERE) and not (ROOT / f).exists()), None)
     if missing:
         raise SaoError(f"{missing}, named in the parameters of {stage} '{name}', does not exist.")
-    digests = {f: digest(f) if f.startswith("hub:") else _digest(ROOT / f) for f in named}
+    digests = {f: digest(f) if f.startswith(hub.ELSEWHERE) else _digest(ROOT / f) for f in named}
     return {"stage": stage, "name": name, "profile": profile, "params": params, "inputs": inputs, "files": digests}
 
 
@@ -192,6 +192,7 @@ class Chain:
         files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template]
         files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
         files += [] if "calibration" in inputs else [LABELLED, ECHOES]
+        files += [evaluate.answers] if evaluate.answers else []
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
@@ -203,6 +204,10 @@ class Chain:
 
     def _evaluate(self, policy: dict[str, str]) -> Planned:
         evaluate = self.row.settings.evaluate
+        if evaluate.answers:  # of a model that does not run here
+            judge = evaluate.model_copy(update={"answers": None})
+            inputs = {"calibration": self._calibration(judge).folder}
+            return self._scored(f"answers-of-{Path(evaluate.answers).parent.name}", evaluate, self._model, inputs)
         calibration = self._calibration(evaluate)
         if not policy and self.row.settings.policy == self.base.policy:
             return calibration
@@ -247,6 +252,8 @@ class Chain:
 
     def _rating(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
+        if "judge" not in self.roles:
+            raise SaoError("Stage rating grades the responses that a feedback source chose, and this row has none.")
         params = {"seed": s.seed, **self._model, "rating": s.rating.model_dump()}
         judged = self.roles["judge"]
         return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])
@@ -264,7 +271,8 @@ def by(evaluate: Evaluate, base: Settings) -> str:
 def models_of(run: Planned) -> list[str]:
     """Every model that a run opens: its policy (unless a training makes it), its judge, its generator."""
     p = run.spec["params"]
-    found = [None if "policy" in run.inputs else (p.get("policy") or {}).get("model")]
+    answered = "policy" in run.inputs or (p.get("evaluate") or {}).get("answers")
+    found = [None if answered else (p.get("policy") or {}).get("model")]
     found += [(p.get(section) or {}).get("model") for section in ("judge", "rating")]
     found += [(p.get("evaluate") or {}).get("judge_model")]
     found += [((p.get("synthesize") or {}).get("generator") or {}).get("model")]

@@ -160,15 +160,14 @@ def _weights_gib(run: Planned, planned: Runs) -> float:
     return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * (saved + kept) / 2**30
 
 
-def disk_needed(runs: Sequence[Planned]) -> float:
-    """GiB that the runs which are not done will write; trainings of a model of unknown size are left out."""
+def disk_needed(to_do: Sequence[Planned], runs: Sequence[Planned]) -> float:
+    """GiB that `to_do`, some of `runs`, will write; trainings of a model of unknown size are left out."""
     planned, total = {run.folder: run for run in runs}, 0.0
-    for run in runs:
-        if not run.done:
-            try:
-                total += estimate(run, planned).disk_gib
-            except SaoError:
-                continue
+    for run in to_do:
+        try:
+            total += estimate(run, planned).disk_gib
+        except SaoError:
+            continue
     return total
 
 
@@ -190,9 +189,9 @@ def _cap(usd: float) -> str:
     return f"cap engine.max_usd = ${usd:.2f}; raise the cap or lower synthesize.n."
 
 
-def check_cap(runs: Sequence[Planned]) -> None:
-    """Raise SaoError if the runs that are not done are expected to spend more on an API than their engines may."""
-    reason = over_cap([run for run in runs if not run.done], {run.folder: run for run in runs})
+def check_cap(to_do: Sequence[Planned], runs: Sequence[Planned]) -> None:
+    """Raise SaoError if `to_do`, some of `runs`, are expected to spend more on an API than their engines may."""
+    reason = over_cap(to_do, {run.folder: run for run in runs})
     if reason:
         raise SaoError(f"Nothing was started: {reason}")
 
@@ -218,7 +217,9 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
 
 
 def _state(run: Planned) -> str:
-    """`stale`: done, by other code than this or from an input that is another by now."""
+    """`stale`: done, by other code than this or from an input that is another by now; such a table is drawn again."""
+    if run.spec["stage"] == "ablate":
+        return "done" if planning.drawn(run) else "to do"
     return "stale" if planning.changes(run) else "done" if run.done else "to do"
 
 

@@ -2,15 +2,26 @@
 
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, Settings, Stage, Strict, experiment_file, read_yaml
 
 PREDICATE = re.compile(r"(?P<row>\S+)\.(?P<metric>\w+) > (?P<other>\S+)\.(?P<other_metric>\w+)")
+
+
+def _of_a_row(stage: Stage) -> Stage:
+    if stage == "ablate":
+        raise ValueError("ablate makes the table itself, no row runs it")
+    if stage == "answer":
+        raise ValueError("answer has no result of its own, name evaluate, which reads the answers")
+    return stage
+
+
+RowStage = Annotated[Stage, AfterValidator(_of_a_row)]
 
 
 class Printed(Strict):
@@ -25,16 +36,17 @@ class RowSpec(Strict):
 
     `use` names presets of the profile. `runs` are the stages that this row needs where they differ from the
     experiment's. `trained: false` is the policy as it comes. `published` names a model of a published leaderboard, for
-    rows that run nothing.
+    rows that run nothing. `profiles` are those that have the row, where it is not all.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     label: str
     use: list[str] = []
-    runs: tuple[Stage, ...] | None = None
+    runs: tuple[RowStage, ...] | None = None
     trained: StrictBool = True
     iterations: int = Field(default=1, ge=1)
     published: str | None = None
+    profiles: tuple[str, ...] | None = None
     printed: Printed = Printed()
 
     @property
@@ -100,7 +112,7 @@ class Experiment(Strict):
     columns: list[str] = []
     table: str | None = None
     figure: Figure | None = None
-    runs: tuple[Stage, ...] = ("evaluate",)
+    runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
     rows: dict[str, RowSpec] = Field(min_length=1)
     claims: list[Claim] = []
@@ -111,6 +123,9 @@ class Experiment(Strict):
         if bool(self.columns) == bool(self.table):
             raise ValueError("it needs either columns or a table")
         profiles = {path.stem for path in (PARAMS / "profiles").glob("*.yaml")}
+        named = {name: row.profiles or () for name, row in self.rows.items()}
+        if wrong := next((f"{row}.profiles has '{p}'" for row in named for p in named[row] if p not in profiles), None):
+            raise ValueError(f"{wrong}, which is no profile; there are: {', '.join(sorted(profiles))}")
         if unknown := sorted(set(self.settings) - profiles):
             known = ", ".join(sorted(profiles))
             raise ValueError(f"settings has '{unknown[0]}', which is no profile; there are: {known}")

@@ -61,12 +61,19 @@ def _opens(run: Planned, machine: Machine) -> Hashable:
         return (stage,)
     if stage == "train" and launched(p["train"], machine):
         return stage, run.folder  # has processes of its own
-    section: Mapping[str, Any] = p.get(stage) or {}
-    engine = section.get("engine") or section.get("judge_engine") or p.get("engine")
     if stage == "judge" and not p["engine"]:
         return stage, None  # opens no engine
+    section: Mapping[str, Any] = p.get(stage) or {}
+    engine = section.get("engine") or section.get("judge_engine") or p.get("engine")
+    return stage, model_of(run), digest(engine)
+
+
+def model_of(run: Planned) -> str:
+    """The model that a run works with above all: its judge's, its generator's or its policy's name."""
+    p, stage = run.spec["params"], run.spec["stage"]
+    section: Mapping[str, Any] = p.get(stage) or {}
     other = section.get("model") or section.get("judge_model") or (section.get("generator") or {}).get("model")
-    return stage, other or p["policy"]["model"], digest(engine)
+    return str(other or p["policy"]["model"])
 
 
 def launched(train: Mapping[str, Any], machine: Machine) -> bool:

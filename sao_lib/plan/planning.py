@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sao_lib import sources
+from sao_lib import hub, sources
 from sao_lib.engines import models
 from sao_lib.engines.openai_api import JOURNAL, require_key
 from sao_lib.errors import SaoError
@@ -100,7 +100,8 @@ def _table(plan: Plan, runs: list[Planned], inputs: dict[str, str]) -> Planned:
     ]  # fmt: skip
     params = {"experiment": plan.experiment, "rows": content, "policy": plan.base.policy.model, "command": plan.command,
               "outdated": {run.folder: reasons for run in runs if (reasons := changes(run))}}  # fmt: skip
-    files: list[str | None] = [f"params/experiments/{plan.experiment}.yaml", "params/paper.yaml", "params/shows.yaml"]
+    said = ("paper", "shows", "fidelity")
+    files: list[str | None] = [f"params/experiments/{plan.experiment}.yaml", *(f"params/{name}.yaml" for name in said)]
     name = plan.experiment + _variant(plan.assignments)
     return Planned(f"{plan.profile}/{name}", spec_of(plan.profile, "ablate", name, params, inputs, files))
 
@@ -137,15 +138,19 @@ def _rows(profile: str, name: str, experiment: Experiment, given: tuple[str, ...
     line = ("the command line", layers.from_command_line(list(given)))
     common = [*layers.profile_layers(profile), (where, experiment.settings.get(profile, {}))]
     base = layers.validate([*common, line])
-    own, stand_ins = {}, {}
+    own, stand_ins, wanted = {}, {}, {}
     for key, row in experiment.rows.items():
+        if row.profiles and profile not in row.profiles:
+            continue
         used = [(f"{file}, preset {n}", *_preset(base, n, f"{where}, row {key}")) for n in row.use]
         own[key] = [*((w, layer) for w, layer, _ in used), (f"{where}, row {key}", row.parameters)]
         stand_ins[key] = [label for *_, label in used if label]
+        said = [base.presets[n].trained for n in row.use if base.presets[n].trained is not None]
+        wanted[key] = row.model_copy(update={"trained": said[-1]}) if said else row
     _refuse_varied(given, {key: [layer for _, layer in mine] for key, mine in own.items()}, name)
     return base, [
         _row(key, row, layers.validate([*common, *own[key], line]), stand_ins[key], experiment)
-        for key, row in experiment.rows.items()
+        for key, row in wanted.items()
     ]
 
 
@@ -195,7 +200,7 @@ def _check(run: Planned) -> None:
             require_key(model)
         _model_there(model)
     for source in run.spec["files"]:
-        if source.startswith("hub:"):
+        if source.startswith(hub.ELSEWHERE):
             _source_there(source)
 
 
@@ -210,9 +215,9 @@ def _source_there(source: str) -> None:
 
 
 def fresh(plan: Plan, what: str) -> list[Planned]:
-    """The finished runs to be made again: `stale`, those that other code made and what reads them; or `all`."""
+    """The finished runs to be made again: `stale`, those that other code made and what reads them; `all`; or none."""
     chosen: list[Planned] = []
-    for run in plan.runs[:-1]:
+    for run in plan.runs[:-1] if what else []:
         again = {other.folder for other in chosen}
         if run.done and (what == "all" or changes(run) or again & set(run.inputs.values())):
             chosen.append(run)
@@ -237,6 +242,17 @@ def replaced(run: Planned) -> None:
     shutil.rmtree(run.path.with_name(set_aside(run, "replaced")) / "model", ignore_errors=True)
 
 
+def drawn(table: Planned) -> bool:
+    """Whether a table is there as this plan wants it: of these rows and runs, by this code."""
+    if not table.done:
+        return False
+    try:
+        made = json.loads((table.path / MANIFEST).read_text())["spec"]
+        return identity(made) == identity(table.spec) and not changes(table)
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged
+
+
 def write_specs(plan: Plan) -> None:
     """Write spec.yaml into the folder of every run that is not done, and set damaged ones aside."""
     for run in plan.runs:
@@ -246,7 +262,7 @@ def write_specs(plan: Plan) -> None:
             name = set_aside(run, "damaged")
             print(f"{error} The folder is kept as {name} and the run is done again.")
             finished = None
-        if finished and run is plan.table and (identity(finished.spec) != identity(run.spec) or changes(run)):
+        if finished and run is plan.table and not drawn(run):
             (run.path / MANIFEST).unlink()  # rows, their runs or the code that draws have changed: seconds
             finished = None
         if not finished:

@@ -25,7 +25,6 @@ METRICS = 5  # ratings of a response
 SHARED_ANSWERS = 0.55  # a question's labelled pairs share the good answer, which is scored once
 LABELLED = 60  # tokens of a labelled answer
 SCORED = 0.5  # pointwise, the reference's answer has its score already
-VERDICT_LIMIT = 512  # tokens of a judge's text
 
 Params = dict[str, Any]
 Runs = Mapping[str, Planned]
@@ -93,7 +92,8 @@ def _source(run: Planned, planned: Runs) -> Params:
 
 def pairs_of(s: Params) -> float:
     """Pairs of responses that a synthesize section is expected to give."""
-    usable = _length("usable") * s["n"] if PROMPT_SOURCES[s["source"]].written else s["n"]
+    filtered = PROMPT_SOURCES[s["source"]].written and s["filter"] == "drop"
+    usable = _length("usable") * s["n"] if filtered else s["n"]
     return float(min(usable, s["pairs"] or math.inf))
 
 
@@ -130,7 +130,7 @@ def _judge(p: Params, run: Planned, planned: Runs) -> list[Ask]:
         return [Ask(model, calls, calls * (prompt + response + _length("turn")), calls)]
     calls = pairs * (2 if j["orders"] == "both" else 1) + 2 * audit
     form = _form(j["template"]) + _length("turn")
-    out = expected("verdict", VERDICT_LIMIT) if j["reading"] == "text" else 1
+    out = _length("ranking") if j["reading"] == "text" else 1
     return [Ask(model, calls, calls * (form + prompt + 2 * response), calls * out, cap=p["engine"]["max_usd"])]
 
 
@@ -222,18 +222,19 @@ def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
 
 def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     b, policy = p["chat_benchmarks"], p["policy"]
-    response, prompt, turn = expected("response", b["max_tokens"]), expected("prompt", 120), _turn(policy)
-    mt, arena = b["mt_bench_n"], b["arena_hard_n"]
-    read = mt * (3 * (turn + prompt) + response) + arena * (turn + prompt)
-    out = [Ask(policy["model"], 2 * mt + arena, read, (2 * mt + arena) * response), *_opened(p, answering=True)]
+    prompt, turn, mt, arena = expected("prompt", 120), _turn(policy), b["mt_bench_n"], b["arena_hard_n"]
+    told, response = (expected("response", b[f"{name}_tokens"]) for name in ("mt_bench", "arena_hard"))
+    read = mt * (3 * (turn + prompt) + told) + arena * (turn + prompt)
+    out = [Ask(policy["model"], 2 * mt + arena, read, 2 * mt * told + arena * response), *_opened(p, answering=True)]
     model, cap = _judging(p)
-    said = expected("verdict", VERDICT_LIMIT) if b["reading"] == "text" else 1
-    rated = mt * (2 * _length("form") + 3 * (prompt + response))  # turn 2 shows both
+    said = expected("verdict", b["mt_bench_judge_tokens"]) if b["reading"] == "text" else 1
+    rated = mt * (2 * _length("form") + 3 * (prompt + told))  # turn 2 shows both
     out.append(Ask(model, 2 * mt, rated, 2 * mt * said, starts=None, cap=cap))
     if b["reading"] != "text":
         return out + _judged(p, arena, response)
-    games = 2 * arena * (_length("form") + prompt + 2 * response)
-    return [*out, Ask(model, 2 * arena, games, 2 * arena * expected("response", 2048), starts=None, cap=cap)]
+    games, said = 2 * arena, expected("response", b["arena_hard_judge_tokens"])
+    read = games * (_length("form") + prompt + 2 * response)
+    return [*out, Ask(model, games, read, games * said, starts=None, cap=cap)]
 
 
 def _leaderboard(p: Params, run: Planned, planned: Runs) -> list[Ask]:

@@ -9,6 +9,7 @@ from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.evaluate.rating import METRICS
 from sao_lib.hub import short
+from sao_lib.method.losses import LOSSES
 from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
@@ -19,14 +20,17 @@ PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
 NOT_PUBLISHED = "not on the leaderboard"
 
 
+MEASURED = ("evaluate", "chat_benchmarks", "leaderboard", "math500", "logits")  # stages that measure a policy
+
+
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, the value of a row, decimals for numbers, and the stage that a row needs for it."""
+    """A header with its unit, the value of a row, decimals for numbers, and the stages of which a row needs one."""
 
     header: str
     value: Callable[[TableRow], Any]
     decimals: int = 2
-    stage: str | None = None
+    stages: tuple[str, ...] = ()
 
 
 LEADERBOARD = {"lc": "length_controlled_winrate", "lc_se": "lc_standard_error", "wr": "win_rate",
@@ -58,15 +62,16 @@ def policy_name(row: TableRow) -> str:
     """What ran: the policy's name and what trained it, from the runs themselves."""
     if row.published:
         return "-"
-    stages = ("evaluate", "chat_benchmarks", "leaderboard", "math500", "logits")
-    run = next(row.run(role) for role in stages if row.has(role))
+    run = next(row.run(role) for role in MEASURED if row.has(role))
+    if run.params.get("evaluate", {}).get("answers"):
+        return "published answers"
     run = run.input("answers") if "answers" in run.spec["inputs"] else run
     name = short(run.params["policy"]["model"])
     if "policy" not in run.spec["inputs"]:
         return f"{name}, untrained"
     trained = run.input("policy")
     loss, data = trained.params["train"]["loss"], trained.params["train"]["data"]
-    return f"{name}, {loss} on {'external data' if data else trained.input('judge').results['source']}"
+    return f"{name}, {LOSSES[loss].name} on {'external data' if data else trained.input('judge').results['source']}"
 
 
 def _length(row: TableRow) -> float:
@@ -97,7 +102,7 @@ def _of(stage: str, header: str, *keys: str, decimals: int = 2) -> Column:
             found = found[key]
         return found
 
-    return Column(header, value, decimals, stage)
+    return Column(header, value, decimals, (stage,))
 
 
 def _turns(row: TableRow) -> str:
@@ -137,39 +142,39 @@ TASKS = {"arc": "ARC", "truthfulqa": "TruthfulQA", "winogrande": "Winogrande", "
          "hellaswag": "HellaSwag", "mmlu": "MMLU"}  # fmt: skip
 
 COLUMNS: dict[str, Column] = {
-    "lc": Column("Our LC (%)", _score("lc"), stage="evaluate"),
-    "lc_se": Column("LC SE", _score("lc_se"), 1, stage="evaluate"),
-    "wr": Column("Our WR (%)", _score("wr"), stage="evaluate"),
-    "se": Column("WR SE", _score("se"), 1, stage="evaluate"),
-    "n": Column("n", _score("n"), 0, stage="evaluate"),
-    "judge": Column("Evaluation judge", _judge),
-    "model": Column("What ran", policy_name),
-    "length": Column("Mean answer (characters)", _length, 0, stage="evaluate"),
+    "lc": Column("Our LC (%)", _score("lc"), stages=("evaluate",)),
+    "lc_se": Column("LC SE", _score("lc_se"), 1, stages=("evaluate",)),
+    "wr": Column("Our WR (%)", _score("wr"), stages=("evaluate",)),
+    "se": Column("WR SE", _score("se"), 1, stages=("evaluate",)),
+    "n": Column("n", _score("n"), 0, stages=("evaluate",)),
+    "judge": Column("Evaluation judge", _judge, stages=("evaluate", "chat_benchmarks")),
+    "model": Column("What ran", policy_name, stages=MEASURED),
+    "length": Column("Mean answer (characters)", _length, 0, stages=("evaluate",)),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
-    "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stage="synthesize"),
-    "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stage="synthesize"),
+    "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),
+    "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stages=("synthesize",)),
     "diversity": Column(
-        "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stage="synthesize"
+        "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stages=("synthesize",)
     ),
     "prompts": _of("synthesize", "Prompts", "usable", decimals=0),
     "mt_bench": _of("chat_benchmarks", "Our MT-Bench", "mt_bench", "score"),
     "mt_bench_se": _of("chat_benchmarks", "SE", "mt_bench", "se"),
-    "mt_bench_turns": Column("Turn 1 / 2", _turns, stage="chat_benchmarks"),
+    "mt_bench_turns": Column("Turn 1 / 2", _turns, stages=("chat_benchmarks",)),
     "mt_bench_n": _of("chat_benchmarks", "n (ratings)", "mt_bench", "n", decimals=0),
     "arena_hard": _of("chat_benchmarks", "Our Arena-Hard (%)", "arena_hard", "score", decimals=1),
-    "arena_hard_interval": Column("95% interval", _interval, stage="chat_benchmarks"),
+    "arena_hard_interval": Column("95% interval", _interval, stages=("chat_benchmarks",)),
     "arena_hard_n": _of("chat_benchmarks", "n (questions)", "arena_hard", "n", decimals=0),
-    "average": Column("Our average", _average),
+    "average": Column("Our average", _average, stages=("rating", "leaderboard")),
     "rated": _of("rating", "Responses rated", "n", decimals=0),
     "rater": _of("rating", "Rater", "rater"),
     "math500": _of("math500", "Our MATH-500 (%)", "score"),
     "math500_se": _of("math500", "SE", "se", decimals=1),
     "math500_n": _of("math500", "n", "n", decimals=0),
     "no_answer": _of("math500", "No answer found", "no_answer", decimals=0),
-    **{name: Column(f"Our {label} (%)", _task(name), stage="leaderboard") for name, label in TASKS.items()},
-    **{name: Column(f"Our {name}", _rating(name), stage="rating") for name in METRICS},
+    **{name: Column(f"Our {label} (%)", _task(name), stages=("leaderboard",)) for name, label in TASKS.items()},
+    **{name: Column(f"Our {name}", _rating(name), stages=("rating",)) for name in METRICS},
 }
 PAPER = {"lc": "LC (%)", "wr": "WR (%)", "se": "SE", "repetition": "repetition (%)", "mt_bench": "MT-Bench",
          "arena_hard": "Arena-Hard (%)", "average": "average", "math500": "MATH-500 (%)",
@@ -195,7 +200,7 @@ def value_of(name: str, row: TableRow) -> Any:
     if row.published and name not in PUBLISHED:
         return NOTHING
     wanted = column(name)
-    if wanted.stage and not row.published and not row.has(wanted.stage):
+    if wanted.stages and not row.published and not any(map(row.has, wanted.stages)):
         return NOTHING
     return wanted.value(row)
 

@@ -1,16 +1,14 @@
 """Figures of a table run, readable in print and in colour-blind palettes; the paper's points where it prints them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sao_lib.plan.experiment import Figure
 from sao_lib.report.rows import TableRow, TableRows, experiment_of
 from sao_lib.report.texts import template_texts, words
 from sao_lib.runs import Run
-
-LABELS = {"wr": "Win rate (%)", "lc": "Length-controlled win rate (%)", "arena_hard": "Arena-Hard win rate (%)",
-          "math500": "MATH-500 (%)"}  # fmt: skip
 
 
 def draw(run: Run, rows: TableRows, path: Path) -> Any:
@@ -18,7 +16,7 @@ def draw(run: Run, rows: TableRows, path: Path) -> Any:
     asked = experiment_of(run).figure
     if not asked:
         return None
-    picture = KINDS[asked.kind](rows, asked)
+    picture = KINDS[asked.kind].draw(rows, asked)
     picture.savefig(path, dpi=150)
     return picture
 
@@ -35,8 +33,9 @@ Bar = tuple[float, float, float]  # a value and the lengths of its bar to the le
 
 
 def _measured(row: TableRow, metric: str) -> Bar | None:
-    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where nothing of the row ran here."""
-    return MEASURES[metric](row) if row.ours else None
+    """A row's value with its bar: one SE, or a 95% interval for Arena-Hard; None where the row did not measure it."""
+    measure = MEASURES[metric]
+    return measure.of(row) if any(map(row.has, measure.stages)) else None
 
 
 def _win_rate(value: str, se: str) -> Callable[[TableRow], Bar]:
@@ -64,12 +63,21 @@ def _average(row: TableRow) -> Bar:
     return found["average"], found["average_se"], found["average_se"]
 
 
-MEASURES: dict[str, Callable[[TableRow], Bar]] = {
-    "wr": _win_rate("wr", "se"),
-    "lc": _win_rate("lc", "lc_se"),
-    "arena_hard": _arena_hard,
-    "math500": _math500,
-    "average": _average,
+@dataclass(frozen=True)
+class Measure:
+    """What a figure shows of a row: its axis, its value with its bar, and the stages of which a row needs one."""
+
+    label: str
+    of: Callable[[TableRow], Bar]
+    stages: tuple[str, ...]
+
+
+MEASURES: dict[str, Measure] = {
+    "wr": Measure("Win rate (%)", _win_rate("wr", "se"), ("evaluate",)),
+    "lc": Measure("Length-controlled win rate (%)", _win_rate("lc", "lc_se"), ("evaluate",)),
+    "arena_hard": Measure("Arena-Hard win rate (%)", _arena_hard, ("chat_benchmarks",)),
+    "math500": Measure("MATH-500 (%)", _math500, ("math500",)),
+    "average": Measure("Average", _average, ("rating", "leaderboard")),
 }
 
 
@@ -97,7 +105,7 @@ def dots(rows: TableRows, asked: Figure) -> Any:
         axes.axvline(50, color="0.4", lw=0.8, ls="--")
     labels = [row.label.replace(" (", "\n(", 1) for row in shown]
     axes.set(yticks=at, yticklabels=labels, ylim=(-0.6, len(shown) - 0.4), xlim=limits,
-             xlabel=asked.xlabel or LABELS[metric])  # fmt: skip
+             xlabel=asked.xlabel or MEASURES[metric].label)  # fmt: skip
     axes.tick_params(axis="y", labelsize=9)
     picture.legend(loc="outside upper center", ncol=3, frameon=False)
     return picture
@@ -112,7 +120,8 @@ def _position(row: TableRow, kind: str | None, number: int) -> float:
 def line(rows: TableRows, asked: Figure) -> Any:
     """Win rates along sizes or iterations, the paper's points at its own places."""
     plt, _, colours = _style()
-    picture, panels = plt.subplots(1, len(asked.metrics), figsize=(10, 3.6), layout="constrained", sharey=True)
+    count = len(asked.metrics)
+    picture, [panels] = plt.subplots(1, count, figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, metric in zip(panels, asked.metrics, strict=True):
         ours = [(_position(r, asked.x, n), m) for n, r in enumerate(rows.values()) if (m := _measured(r, metric))]
         axes.errorbar([x for x, _ in ours], [m[0] for _, m in ours], yerr=[m[1] for _, m in ours], fmt="o-",
@@ -132,7 +141,7 @@ def line(rows: TableRows, asked: Figure) -> Any:
             axes.set_xscale("symlog", linthresh=10)
         else:
             axes.set_xticks(range(len(rows)))
-        axes.set(xlabel=asked.xlabel, ylabel=LABELS[metric], ylim=(0, 100))
+        axes.set(xlabel=asked.xlabel, ylabel=MEASURES[metric].label, ylim=(0, 100))
         axes.tick_params(labelleft=True)
     panels[0].legend(frameon=False, loc="lower right", fontsize=9)
     return picture
@@ -155,7 +164,7 @@ def lengths(rows: TableRows, asked: Figure) -> Any:
 def logits(rows: TableRows, asked: Figure) -> Any:
     """Density of logits per model, one panel a prompt set."""
     plt, _, colours = _style()
-    found = {row.label: row.run("logits").results["totals"] for row in rows.values() if row.ours}
+    found = {row.label: row.run("logits").results["totals"] for row in rows.values() if row.has("logits")}
     sets = list(next(iter(found.values())))
     picture, panels = plt.subplots(1, len(sets), figsize=(10, 3.8), layout="constrained", sharey=True)
     for axes, name in zip(panels, sets, strict=True):
@@ -201,10 +210,19 @@ def templates(rows: TableRows, asked: Figure) -> Any:
     return picture
 
 
-KINDS: dict[str, Callable[[TableRows, Figure], Any]] = {
-    "dots": dots,
-    "line": line,
-    "lengths": lengths,
-    "logits": logits,
-    "templates": templates,
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: how it is drawn, the field of Figure it cannot do without, the stage that some row must run."""
+
+    draw: Callable[[TableRows, Figure], Any]
+    asks: Literal["metric", "metrics"] | None = None
+    stages: tuple[str, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "dots": Kind(dots, asks="metric"),
+    "line": Kind(line, asks="metrics"),
+    "lengths": Kind(lengths, stages=("judge",)),
+    "logits": Kind(logits, stages=("logits",)),
+    "templates": Kind(templates, stages=("judge",)),
 }

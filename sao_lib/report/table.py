@@ -11,6 +11,7 @@ from sao_lib.hub import short
 from sao_lib.report import texts
 from sao_lib.report.claims import claim_verdict, paper_verdict
 from sao_lib.report.columns import column, text_of, value_of
+from sao_lib.report.fidelity import sentences
 from sao_lib.report.rows import TableRows, experiment_of
 from sao_lib.runs import Run, outdated_behind
 from sao_lib.settings import PARAMS, read_yaml
@@ -22,7 +23,7 @@ def formatted(run: Run, rows: TableRows) -> list[list[str]]:
     """The table as strings, header first."""
     experiment = experiment_of(run)
     if experiment.table:
-        return texts.TABLES[experiment.table](rows)
+        return texts.TABLES[experiment.table].made(rows)
     names = experiment.columns
     head = ["Row", *(column(name).header for name in names)]
     return [head, *([row.label, *(text_of(name, row) for name in names)] for row in rows.values())]
@@ -33,7 +34,9 @@ def caption(run: Run, rows: TableRows) -> str:
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
     lines += _judges(rows)
-    if experiment.paper_setting:
+    differs = sentences(experiment.printed_in or run.params["experiment"], profile)
+    lines += differs
+    if experiment.paper_setting and not differs:
         lines.append(f"Paper: {experiment.paper_setting}; `-`: the paper prints no number there.")
     lines += [" ".join(experiment.note.split())] if experiment.note else []
     if any(row.published for row in rows.values()):

@@ -1,13 +1,13 @@
 """Tables that are texts or distributions: repeated prompts, examples, lengths, skewness, templates."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from sao_lib.method.judge import pairs_of, ranking_request
 from sao_lib.method.synthesize import most_repeated, persona_request
 from sao_lib.report.columns import policy_name
 from sao_lib.report.paper import PAPER
-from sao_lib.report.rows import TableRows
+from sao_lib.report.rows import TableRow, TableRows
 from sao_lib.settings import ROOT, read_yaml
 from sao_lib.sources import load_rows
 
@@ -19,6 +19,11 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... {len(text) - LONGEST} more characters]"
 
 
+def _first(rows: TableRows, stage: str) -> TableRow:
+    """The first row that ran a stage; there is one, as `check` asks for it and a table without any row is not made."""
+    return next(row for row in rows.values() if row.has(stage))
+
+
 def repeated_prompts(rows: TableRows) -> list[list[str]]:
     """Table 12: the five most frequent prompts of each source, the paper's first."""
     out = [["Prompts", "Prompt", "Count"]]
@@ -26,10 +31,10 @@ def repeated_prompts(rows: TableRows) -> list[list[str]]:
         ["Paper, random, 10k prompts", row["prompt"], str(row["count"])] for row in read_yaml(PAPER)["table12"]["rows"]
     ]
     for row in rows.values():
-        if row.skipped:
-            out.append([row.label, f"not run: {row.skipped}", "-"])
+        if not row.has("synthesize"):
+            out.append([row.label, f"not run: {row.skipped or 'not asked for'}", "-"])
             continue
-        prompts = [p["prompt"] for p in row.prompts if p["reason"] is None]
+        prompts = [p["prompt"] for p in row.prompts]  # before any filter: refusals repeat too
         label = f"Ours, {row.label.lower()}, {len(prompts)} prompts"
         out += [[label, cut(prompt), str(count)] for prompt, count in most_repeated(prompts)]
     return out
@@ -37,7 +42,7 @@ def repeated_prompts(rows: TableRows) -> list[list[str]]:
 
 def dataset_example(rows: TableRows) -> list[list[str]]:
     """Table 13: persona, prompt, both responses and the ranking of the first judged pair."""
-    row = next(iter(rows.values()))
+    row = _first(rows, "judge")
     judged = row.run("judge")
     verdicts = {v["id"]: v for v in judged.rows("verdicts.jsonl")}
     responses = row.run("synthesize").rows("responses.jsonl")
@@ -63,7 +68,7 @@ def dataset_example(rows: TableRows) -> list[list[str]]:
 def before_and_after(rows: TableRows) -> list[list[str]]:
     """Table 14: the paper's kind of instruction, answered by the policy before and after."""
     out = [["Instruction", *(row.label for row in rows.values())]]
-    answers = [row.answers if row.ours else [] for row in rows.values()]
+    answers = [row.answers for row in rows.values()]
     picked = next((a for a in answers if a), [])[:3]
     for number, answer in enumerate(picked):
         out.append([answer["instruction"], *(cut(a[number]["output"]) if a else "not run" for a in answers)])
@@ -74,15 +79,17 @@ def words(rows: TableRows) -> dict[str, dict[str, list[int]]]:
     """Words of prompts and responses per source, {label: {prompts, responses}}: figure 3's data."""
     found = {}
     for row in rows.values():
-        if row.data:
+        if row.data and not row.skipped:
             pairs = load_rows(row.data)
             texts = [r["prompt"] for r in pairs], [r[s][-1]["content"] for r in pairs for s in ("chosen", "rejected")]
-        else:
+        elif row.has("judge"):
             kept = row.run("judge").rows("preferences.jsonl")
             texts = (
                 [r["prompt"][0]["content"] for r in kept],
                 [r[s][0]["content"] for r in kept for s in ("chosen", "rejected")],
             )
+        else:
+            continue
         prompts, responses = ([len(t.split()) for t in part] for part in texts)
         found[row.label] = {"prompts": prompts, "responses": responses}
     return found
@@ -127,7 +134,7 @@ def skewness(rows: TableRows) -> list[list[str]]:
         ]
     ]
     for row in rows.values():
-        if row.skipped:
+        if not row.has("logits"):
             out.append([row.label, "not run", *["-"] * 8])
             continue
         results = row.run("logits").results
@@ -142,7 +149,7 @@ def skewness(rows: TableRows) -> list[list[str]]:
 
 def template_texts(rows: TableRows) -> dict[str, str]:
     """Figure 5: both templates as the first persona and the first pair of this profile's data fill them."""
-    row = next(iter(rows.values()))
+    row = _first(rows, "judge")
     made, judged = row.run("synthesize"), row.run("judge")
     persona = row.prompts[0]["persona"]
     request = persona_request(read_yaml(ROOT / made.params["synthesize"]["template"]), persona)
@@ -158,7 +165,7 @@ def template_texts(rows: TableRows) -> dict[str, str]:
 
 def templates(rows: TableRows) -> list[list[str]]:
     """Figure 5 as a table: template, file, text with an example."""
-    row = next(iter(rows.values()))
+    row = _first(rows, "judge")
     files = [row.run("synthesize").params["synthesize"]["template"], row.run("judge").params["judge"]["template"]]
     texts = template_texts(rows)
     return [
@@ -167,11 +174,19 @@ def templates(rows: TableRows) -> list[list[str]]:
     ]
 
 
-TABLES: dict[str, Callable[[TableRows], Any]] = {
-    "repeated_prompts": repeated_prompts,
-    "dataset_example": dataset_example,
-    "before_and_after": before_and_after,
-    "lengths": lengths,
-    "skewness": skewness,
-    "templates": templates,
+@dataclass(frozen=True)
+class TextTable:
+    """A table as strings, header first, and the stage that some row must run."""
+
+    made: Callable[[TableRows], list[list[str]]]
+    stages: tuple[str, ...]
+
+
+TABLES: dict[str, TextTable] = {
+    "repeated_prompts": TextTable(repeated_prompts, ("synthesize",)),
+    "dataset_example": TextTable(dataset_example, ("judge",)),
+    "before_and_after": TextTable(before_and_after, ("evaluate",)),
+    "lengths": TextTable(lengths, ("judge",)),
+    "skewness": TextTable(skewness, ("logits",)),
+    "templates": TextTable(templates, ("judge",)),
 }
