@@ -88,7 +88,7 @@ def annotate(
     for the model; `margin_untrained` likewise against `untrained`, the answers of the model before it was trained,
     null without them.
     """
-    before: Sequence[dict[str, Any] | None] = untrained or [None] * len(answers)
+    before: Sequence[Any] = [None] * len(answers) if untrained is None else untrained
 
     def make(part: Sequence[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
         margins = _margins(instruments, calibration, [(r, m) for r, m, _ in part])

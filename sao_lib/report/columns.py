@@ -7,15 +7,16 @@ from typing import Any
 
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
+from sao_lib.evaluate.instruments import read_by
 from sao_lib.evaluate.rating import METRICS
 from sao_lib.hub import short
 from sao_lib.method.losses import LOSSES
-from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.report import measured
 from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
 
 MISSING = "not run"
-NOTHING = "-"  # this row has no such thing
+NOTHING = measured.NOTHING
 PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
 NOT_PUBLISHED = "not on the leaderboard"
 
@@ -54,8 +55,8 @@ def _judge(row: TableRow) -> str:
         return "GPT-4-Turbo (published)"
     run = row.run("evaluate" if row.has("evaluate") else "chat_benchmarks")
     judge = run.results["judge"]
-    model = RELEVANCE_MODEL if judge["instrument"] == "relevance" else judge["model"]  # embeddings ask no judge
-    return f"{short(model)}, {judge['instrument']}"
+    models = read_by(judge["instrument"], judge["model"])
+    return f"{' + '.join(map(short, models))}, {judge['instrument']}"
 
 
 def policy_name(row: TableRow) -> str:
@@ -147,12 +148,24 @@ COLUMNS: dict[str, Column] = {
     "wr": Column("Our WR (%)", _score("wr"), stages=("evaluate",)),
     "se": Column("WR SE", _score("se"), 1, stages=("evaluate",)),
     "n": Column("n", _score("n"), 0, stages=("evaluate",)),
+    "adjusted": Column("Length-adjusted WR (%)", measured.adjusted(0), 1, stages=("evaluate",)),
+    "adjusted_se": Column("its SE", measured.adjusted(1), 1, stages=("evaluate",)),
+    "direct": Column("Wins against untrained (%)", measured.against_untrained("direct"), 1, stages=("evaluate",)),
+    "direct_se": Column("SE of these", measured.against_untrained("direct_se"), 1, stages=("evaluate",)),
+    "margin": Column("Mean margin against untrained", measured.against_untrained("margin"), 3, stages=("evaluate",)),
+    "margin_se": Column("SE of the margin", measured.against_untrained("margin_se"), 3, stages=("evaluate",)),
+    "gold_accuracy": Column("Good above bad by log p (%)", measured.gold_accuracy, stages=("evaluate",)),
+    "gold_margin": Column("Change of that margin (nats a token)", measured.gold_margin, stages=("evaluate",)),
+    "kl": Column("KL from untrained (nats a token)", measured.kl, 3, stages=("evaluate",)),
     "judge": Column("Evaluation judge", _judge, stages=("evaluate", "chat_benchmarks")),
     "model": Column("What ran", policy_name, stages=MEASURED),
     "length": Column("Mean answer (characters)", _length, 0, stages=("evaluate",)),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
+    "agreement": Column("Source right on labelled pairs (%)", measured.agreement, stages=("judge",)),
+    "flip": Column("Flips with the order (%)", measured.audited("flip"), 0, stages=("judge",)),
+    "longer_wins": Column("Prefers the longer (%)", measured.audited("longer_wins"), 0, stages=("judge",)),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),
     "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stages=("synthesize",)),
     "diversity": Column(
