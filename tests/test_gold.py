@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sao_lib.evaluate import gold
+from sao_lib.evaluate.grading import graded_pairs, measured, sides
 from sao_lib.settings import Policy
 
 
@@ -30,6 +31,16 @@ def test_every_row_reads_the_same_hundred_pairs_and_a_shared_answer_once(make_ru
     longer = [len(p["responses"][p["good"] - 1]) > len(p["responses"][2 - p["good"]]) for p in pairs]
     assert found["accuracy"] == pytest.approx(100 * sum(longer) / 100)
     assert found["n"] == 100
+
+
+def test_a_grader_has_a_signal_only_above_chance_by_two_standard_errors() -> None:
+    pairs = graded_pairs()
+    right = {name: float(number == 0) for p in pairs for number, (name, _) in enumerate(sides(p))}
+    assert measured(pairs, right)["signal"]
+    half = {n: (v if int(n[1:3]) % 2 else 1 - v) for n, v in right.items()}
+    assert measured(pairs, half)["agreement"] == 0.5
+    assert not measured(pairs, half)["signal"]
+    assert measured(pairs, {})["agreement"] == 0
 
 
 def test_the_change_is_paired_and_its_error_is_by_question() -> None:

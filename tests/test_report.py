@@ -43,6 +43,8 @@ def fake_results(run: Planned) -> dict[str, Any]:
     }
     scores |= {"direct": 60.0, "direct_se": 5.0, "margin": 0.1, "margin_se": 0.05}
     gold = {"accuracy": 60.0, "accuracy_se": 4.0, "n": 100}
+    grader = {"agreement": 0.8, "se": 0.05, "n": 30, "signal": True}
+    blind = {"agreement": 0.5, "se": 0.09, "n": 30, "signal": False}
     audit = {"agreement": 0.7, "se": 0.06, "pairs": 60, "flip": None, "longer_wins": 0.5}
     moments = {"n": 1000, "mean": 1.0, "std": 4.0, "skewness": 0.2, "skewness_mean": 0.2, "skewness_sd": 0.1,
                "responses": 20, "edges": [0.0, 1.0, 2.0], "counts": [400, 600]}  # fmt: skip
@@ -58,11 +60,13 @@ def fake_results(run: Planned) -> dict[str, Any]:
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
         "answer": {"gold": gold, "kl": {"kl": 0.1, "se": 0.01, "n": 32}},
         "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
-        "chat_benchmarks": {"mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
+        "chat_benchmarks": {"reading": "logprob", "mt_bench_grader": grader,
+                            "mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
                             "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
         "leaderboard": {"columns": columns, "average": 30.0, "average_se": 4.0},
         "math500": {"score": 20.0, "se": 5.0, "n": 60, "no_answer": 3},
-        "rating": {"metrics": dict.fromkeys(METRICS, metric), "average": 4.5, "n": N, "rater": "fake"},
+        "rating": {"metrics": dict.fromkeys(METRICS, metric), "average": 4.5, "n": N, "rater": "fake",
+                   "grader": dict.fromkeys((*METRICS, "average"), blind)},
         "logits": {"totals": {"chat": moments, "math": moments}, "softcap": {"cap": None, "logits": "no cap"}},
     }  # fmt: skip
     assert "seed" in p or run.spec["stage"] == "leaderboard"
@@ -202,6 +206,17 @@ def test_table_6_shows_how_good_its_sources_are(outputs: Path) -> None:
     head, *lines = table.formatted(run, table_rows(run))
     assert {line[head.index("Source right on labelled pairs (%)")] for line in lines} == {"70.0 (SE 6.0, n 60)"}
     assert {line[head.index("Prefers the longer (%)")] for line in lines} == {"50"}
+
+
+def test_a_grader_that_cannot_tell_good_from_bad_has_no_digits(outputs: Path) -> None:
+    ratings, games = (finished(plan.make("cpu", name)) for name in ("table7", "table2"))
+    head, *lines = table.formatted(ratings, table_rows(ratings))
+    assert {line[head.index("Our average")] for line in lines} == {"no signal (50% right)"}
+    assert "by its average, is right on 50% (SE 9) of 30 labelled pairs, which is no signal" in table.caption(
+        ratings, table_rows(ratings)
+    )
+    head, *lines = table.formatted(games, table_rows(games))
+    assert {line[head.index("Our MT-Bench")] for line in lines} == {"4.50"}
 
 
 def test_diversity_is_read_from_the_run_and_no_model_is_opened(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,7 @@ class Chain:
                   "evaluate": s.evaluate.model_dump()}  # fmt: skip
         b = s.chat_benchmarks
         files = [
+            LABELLED,
             b.mt_bench,
             b.arena_hard,
             b.arena_baseline,
@@ -256,7 +257,7 @@ class Chain:
             raise SaoError("Stage rating grades the responses that a feedback source chose, and this row has none.")
         params = {"seed": s.seed, **self._model, "rating": s.rating.model_dump()}
         judged = self.roles["judge"]
-        return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])
+        return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template, LABELLED])
 
 
 def by(evaluate: Evaluate, base: Settings) -> str:

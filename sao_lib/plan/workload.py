@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from sao_lib.evaluate.gold import FAULTS_EACH, MOVED
+from sao_lib.evaluate.grading import GRADED_QUESTIONS
 from sao_lib.evaluate.instruments import READINGS, simple_parts
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.labelled import FAULTS
@@ -229,6 +230,7 @@ def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     model, cap = _judging(p)
     said = expected("verdict", b["mt_bench_judge_tokens"]) if b["reading"] == "text" else 1
     rated = mt * (2 * _length("form") + 3 * (prompt + told))  # turn 2 shows both
+    rated += 2 * GRADED_QUESTIONS * (_length("form") + LABELLED)
     out.append(Ask(model, 2 * mt, rated, 2 * mt * said, starts=None, cap=cap))
     if b["reading"] != "text":
         return out + _judged(p, arena, response)
@@ -259,7 +261,7 @@ def _math500(p: Params, run: Planned, planned: Runs) -> list[Ask]:
 
 def _rating(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     r, s = p["rating"], _source(run, planned)
-    n = min(r["n"], _length("decided") * pairs_of(s))
+    n = min(r["n"], _length("decided") * pairs_of(s)) + 2 * GRADED_QUESTIONS
     calls, out = (n, expected("verdict", 100)) if r["reading"] == "text" else (n * METRICS, 1.0)
     read = _length("form") + _prompt(s) + expected("response", s["max_response_tokens"])
     cap = float((r["engine"] or p["engine"])["max_usd"])

@@ -107,8 +107,9 @@ def _of(stage: str, header: str, *keys: str, decimals: int = 2) -> Column:
 
 
 def _turns(row: TableRow) -> str:
-    found = row.run("chat_benchmarks").results["mt_bench"]
-    return f"{found['turn1']:.2f} / {found['turn2']:.2f}"
+    results = row.run("chat_benchmarks").results
+    found = results["mt_bench"]
+    return _signal(results["mt_bench_grader"], f"{found['turn1']:.2f} / {found['turn2']:.2f}")
 
 
 def _interval(row: TableRow) -> str:
@@ -124,17 +125,32 @@ def _task(name: str) -> Callable[[TableRow], str]:
     return value
 
 
+def _signal(grader: dict[str, Any], text: str) -> str:
+    """`text`, unless its grader cannot tell good answers from bad ones."""
+    return text if grader["signal"] else f"no signal ({100 * (grader['agreement'] or 0):.0f}% right)"
+
+
+def _mt_bench(key: str) -> Callable[[TableRow], Any]:
+    def value(row: TableRow) -> Any:
+        results = row.run("chat_benchmarks").results
+        return _signal(results["mt_bench_grader"], f"{results['mt_bench'][key]:.2f}")
+
+    return value
+
+
 def _average(row: TableRow) -> str:
     if row.has("rating"):
-        return f"{row.run('rating').results['average']:.2f}"
+        results = row.run("rating").results
+        return _signal(results["grader"]["average"], f"{results['average']:.2f}")
     found = row.run("leaderboard").results
     return f"{found['average']:.2f} (SE {found['average_se']:.1f})"
 
 
 def _rating(metric: str) -> Callable[[TableRow], str]:
     def value(row: TableRow) -> str:
-        found = row.run("rating").results["metrics"][metric]
-        return f"{found['mean']:.2f} (SE {found['se']:.2f})"
+        results = row.run("rating").results
+        found = results["metrics"][metric]
+        return _signal(results["grader"][metric], f"{found['mean']:.2f} (SE {found['se']:.2f})")
 
     return value
 
@@ -172,8 +188,8 @@ COLUMNS: dict[str, Column] = {
         "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stages=("synthesize",)
     ),
     "prompts": _of("synthesize", "Prompts", "usable", decimals=0),
-    "mt_bench": _of("chat_benchmarks", "Our MT-Bench", "mt_bench", "score"),
-    "mt_bench_se": _of("chat_benchmarks", "SE", "mt_bench", "se"),
+    "mt_bench": Column("Our MT-Bench", _mt_bench("score"), stages=("chat_benchmarks",)),
+    "mt_bench_se": Column("SE", _mt_bench("se"), stages=("chat_benchmarks",)),
     "mt_bench_turns": Column("Turn 1 / 2", _turns, stages=("chat_benchmarks",)),
     "mt_bench_n": _of("chat_benchmarks", "n (ratings)", "mt_bench", "n", decimals=0),
     "arena_hard": _of("chat_benchmarks", "Our Arena-Hard (%)", "arena_hard", "score", decimals=1),

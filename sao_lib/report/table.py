@@ -34,7 +34,7 @@ def caption(run: Run, rows: TableRows) -> str:
     """What ran, in sentences: models, sizes, judges with their measured agreement, and what that can tell."""
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
-    lines += _judges(rows) + _the_same(rows)
+    lines += _judges(rows) + _graders(rows) + _the_same(rows)
     differs = sentences(experiment.printed_in or run.params["experiment"], profile)
     lines += differs
     if experiment.paper_setting and not differs:
@@ -86,6 +86,24 @@ def _judges(rows: TableRows) -> list[str]:
             )
             found[calibrated.folder.name] = calibrated
     return [_judge_sentence(run) for run in found.values()]
+
+
+def _graders(rows: TableRows) -> list[str]:
+    """One sentence per grader of table 2 and 7, with its own agreement on labelled pairs."""
+    said = {}
+    for row in rows.values():
+        if row.has("chat_benchmarks"):
+            run = row.run("chat_benchmarks")
+            who = f"MT-Bench's grader, {short(run.results['judge']['model'])} in {run.results['reading']},"
+            said[who] = run.results["mt_bench_grader"]
+        if row.has("rating"):
+            results = row.run("rating").results
+            said[f"The rater, {results['rater']}, by its average,"] = results["grader"]["average"]
+    return [
+        f"{who} is right on {100 * (g['agreement'] or 0):.0f}% (SE {100 * (g['se'] or 0):.0f}) of {g['n']} labelled "
+        + ("pairs." if g["signal"] else "pairs, which is no signal: no digits are printed.")
+        for who, g in said.items()
+    ]
 
 
 def _judge_sentence(run: Run) -> str:
