@@ -10,7 +10,7 @@ from sao_lib.evaluate.calibration import agreement
 from sao_lib.files import Record
 from sao_lib.method.labelled import LabelledPair, labelled_pairs
 
-GRADED_QUESTIONS = 30  # labelled questions that a grader grades both answers of
+GRADED_QUESTIONS = 18  # labelled questions that a grader grades both answers of
 
 
 def by_id(asked: Sequence[Record], answers: Sequence[Record], key: str, file: str) -> dict[Any, Record]:

@@ -261,11 +261,14 @@ def _math500(p: Params, run: Planned, planned: Runs) -> list[Ask]:
 
 def _rating(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     r, s = p["rating"], _source(run, planned)
-    n = min(r["n"], _length("decided") * pairs_of(s)) + 2 * GRADED_QUESTIONS
-    calls, out = (n, expected("verdict", 100)) if r["reading"] == "text" else (n * METRICS, 1.0)
-    read = _length("form") + _prompt(s) + expected("response", s["max_response_tokens"])
+    n, graded = min(r["n"], _length("decided") * pairs_of(s)), 2 * GRADED_QUESTIONS
+    asked, out = (1, expected("verdict", 100)) if r["reading"] == "text" else (METRICS, 1.0)
+    calls = asked * (n + graded)
+    shown = n * (_prompt(s) + expected("response", s["max_response_tokens"])) + graded * LABELLED
+    read = calls * _length("form") + asked * shown
+    cached = (asked - 1) * shown  # requests about one response begin alike
     cap = float((r["engine"] or p["engine"])["max_usd"])
-    return [Ask(r["model"] or p["policy"]["model"], calls, calls * read, calls * out, cap=cap)]
+    return [Ask(r["model"] or p["policy"]["model"], calls, read, calls * out, cached, cap=cap)]
 
 
 def _logits(p: Params, run: Planned, planned: Runs) -> list[Ask]:

@@ -127,7 +127,9 @@ def _task(name: str) -> Callable[[TableRow], str]:
 
 def _signal(grader: dict[str, Any], text: str) -> str:
     """`text`, unless its grader cannot tell good answers from bad ones."""
-    return text if grader["signal"] else f"no signal ({100 * (grader['agreement'] or 0):.0f}% right)"
+    if grader["signal"]:
+        return text
+    return f"no signal ({100 * (grader['agreement'] or 0):.0f}% right, SE {100 * (grader['se'] or 0):.0f})"
 
 
 def _mt_bench(key: str) -> Callable[[TableRow], Any]:
