@@ -108,11 +108,14 @@ class Judge(Strict):
     engine: Engine | None = None
     chat_template: str | None = None
     template: str = "params/templates/ranking.yaml"
-    reading: Literal["text", "logprob"] = "text"
-    orders: Literal["one", "both"] = "one"
+    reading: Literal["text", "logprob", "likelihood", "reverse", "reverse_added"] = Field(
+        default="text", description="a ranking in words or from log-odds, or each response by itself (method.readings)"
+    )
+    orders: Literal["one", "both"] = Field(default="one", description="of a ranking")
     without_criterion: Literal[1, 2, 3, 4] | None = None
     max_tokens: int = Field(default=512, ge=1, description="of a verdict in text")
     audit_questions: int = Field(default=8, ge=0)
+    audit_faults: int = Field(default=3, ge=1, description="of a labelled question's faults, taken in turn")
     chunk: int = Field(default=64, ge=1)
     salt: int = Field(default=0, ge=0, description="of source `random`: another coin for the same pairs")
 
@@ -168,6 +171,7 @@ class Answer(Strict):
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=8)
     chunk: int = Field(ge=1)
+    gold_questions: int = Field(default=50, ge=0, description="labelled questions that the policy itself is scored on")
 
 
 class Evaluate(Answer):
@@ -186,7 +190,9 @@ class Evaluate(Answer):
     judges: list[str] = Field(min_length=1)
     verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
-    length_term: Literal["alpaca_eval", "length_only"]
+    length_term: Literal["alpaca_eval"] | None = Field(
+        default=None, description="the official length-controlled win rate; null: none is printed"
+    )
 
     @model_validator(mode="after")
     def _weighted(self) -> "Evaluate":

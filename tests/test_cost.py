@@ -37,7 +37,7 @@ def test_a_judge_by_hand() -> None:
     runs = planned("cpu", "table6")
     (ask,) = asks(of_stage(runs, "judge", "self"), runs)
     form = (Path(__file__).parents[1] / "params/templates/ranking_small.yaml").stat().st_size / 4.2 + 10
-    calls = 2 * 36 + 2 * 5 * 4  # pairs and audit, both in both orders
+    calls = 2 * 36 + 2 * 3 * 20  # pairs and audit, both in both orders
     assert ask.calls == calls
     assert ask.tokens_in == pytest.approx(calls * (form + 0.7 * 80 + 2 * 0.7 * 96))
     assert ask.tokens_out == calls
@@ -67,9 +67,9 @@ def test_an_api_judge_by_hand() -> None:
     runs = planned("paper", "table6")
     run = of_stage(runs, "judge", "gpt-4o-mini")
     found = cost.estimate(run, runs)
-    assert found.calls == 11_000 + 2 * 5 * 40
+    assert found.calls == 11_000 + 2 * 3 * 40
     (ask,) = asks(run, runs)
-    assert found.usd == pytest.approx((0.15 * ask.tokens_in + 0.60 * 10 * 11_400) / 1e6)
+    assert found.usd == pytest.approx((0.15 * ask.tokens_in + 0.60 * 10 * 11_240) / 1e6)
 
 
 def measured_experiments() -> tuple[str, list[str]]:

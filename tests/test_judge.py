@@ -1,5 +1,6 @@
 """Verdicts: what is one, what is not, and that a response cannot decide its own."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 
 from sao_lib.engines.chat import Chat, fill
 from sao_lib.engines.models import resolve
+from sao_lib.files import read_rows
 from sao_lib.method import judge
-from sao_lib.method.feedback import open_source
-from sao_lib.method.labelled import FAULTS, labelled_pairs
+from sao_lib.method.feedback import SOURCES, open_source
+from sao_lib.method.labelled import FAULTS, FILE, echo_pairs, labelled_pairs
 from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, Judge, Settings, read_yaml
 
@@ -97,8 +99,7 @@ def test_random_depends_on_the_row_alone_and_is_fair() -> None:
 
 def test_undecided_identical_and_empty_pairs_are_counted_not_defaulted() -> None:
     rows = [row("a", "b"), row("c", "c"), row("", "d"), row("e", "f")]
-    none = judge.Verdict(shown=None, swapped=None, margin=None, verdict=None)
-    two = judge.Verdict(shown=2, swapped=2, margin=-1.0, verdict=2)
+    none, two = judge.verdict_of(0.0), judge.verdict_of(-1.0)
     kept, left_out = judge.preferences(rows, [none, two, two, two])
     assert left_out == {"identical": 1, "undecided": 1, "empty": 1}
     assert [k["chosen"][0]["content"] for k in kept] == ["f"]
@@ -123,11 +124,60 @@ def test_position_bias_cancels_over_both_orders_and_is_measured(cpu: Settings) -
 
 
 def test_labelled_pairs_cover_every_fault_and_both_places() -> None:
-    pairs = labelled_pairs(40, 1)
-    assert len(pairs) == 200
+    pairs = labelled_pairs(60, 1)
+    assert len(pairs) == 60 * len(FAULTS)
     assert {p["fault"] for p in pairs} == set(FAULTS)
     assert {p["good"] for p in pairs} == {1, 2}
     assert all(p["responses"][0] != p["responses"][1] for p in pairs)
+
+
+def test_a_few_faults_of_many_questions_cover_every_fault() -> None:
+    pairs = labelled_pairs(26, 1, 3)
+    assert len(pairs) == 78
+    counts = [sum(p["fault"] == fault for p in pairs) for fault in FAULTS]
+    assert set(counts) == {6}
+
+
+def test_every_labelled_question_has_its_echo_its_wrong_fact_and_its_sibling() -> None:
+    rows = read_rows(FILE)
+    assert len(rows) >= 60
+    for row in rows:
+        texts = (row["answer"], row["wrong"], row["sibling"]["answer"], row["echo"], row["instruction"])
+        assert len(set(texts)) == len(texts), row["id"]
+    held_out = echo_pairs(0)
+    assert len(held_out) >= 20
+    assert not {t for p in held_out for t in p["responses"]} & {row["echo"] for row in rows}
+
+
+def test_log_odds_of_both_orders_are_kept_and_a_margin_of_rounding_decides_nothing(cpu: Settings) -> None:
+    class Odds:
+        """A fake engine whose log-odds for what is shown first are 1.0, then 1.0 less a rounding error."""
+
+        def label_logprobs(self, conversations: Any, labels: Any) -> list[tuple[float, float]]:
+            return [(1.0, 0.0), (1.0 - 3e-8, 0.0)]
+
+    found = judge.llm_verdicts(Odds(), [("x", "a", "b")], cpu.judge, True, 0)[0]  # type: ignore[arg-type]
+    assert (found["odds_shown"], found["odds_swapped"]) == (1.0, -(1.0 - 3e-8))
+    assert (found["shown"], found["swapped"], found["verdict"]) == (1, 2, None)
+
+
+def test_an_audit_has_a_standard_error_by_question() -> None:
+    pairs = labelled_pairs(8, 0, 3)
+    right = [judge.verdict_of(1.0 if p["good"] == 1 else -1.0) for p in pairs]
+    wrong_in_one = [
+        judge.verdict_of(-v["margin"]) if p["id"].startswith("q08") else v for p, v in zip(pairs, right, strict=True)
+    ]
+    assert judge.audit(pairs, right)["se"] == 0
+    found = judge.audit(pairs, wrong_in_one)
+    assert (found["agreement"], found["questions"]) == (0.875, 8)
+    assert found["se"] == pytest.approx(statistics.stdev([1] * 7 + [0]) / 8**0.5)
+
+
+def test_a_pointwise_reading_takes_no_criterion_away_and_no_api() -> None:
+    source = SOURCES["llm"]
+    assert "no criterion" in str(source.problem(Judge(source="llm", reading="reverse", without_criterion=2)))
+    assert "no API" in str(source.problem(Judge(source="llm", reading="reverse", model="openai/gpt-4o")))
+    assert source.problem(Judge(source="llm", reading="reverse")) is None
 
 
 def test_ranking_resumes_at_a_whole_chunk(make_run: Any, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_identity_does_not_depend_on_how_the_machine_is_used() -> None:
 def test_a_key_in_the_environment_replaces_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     labels = {row.name: row.label for row in plan.make("cpu", "table6").rows}
-    assert labels["gpt4o"] == "GPT-4o feedback (gemma-3-270m for GPT-4o)"
+    assert labels["gpt4o"] == "GPT-4o feedback (gemma-3-270m by reverse_added for GPT-4o)"
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     row = next(r for r in plan.make("cpu", "table6").rows if r.name == "gpt4o")
     assert row.label == "GPT-4o feedback"
@@ -118,7 +118,7 @@ def test_tables_share_runs() -> None:
     assert runs("table8", "gemma+gemma")["gemma+gemma/evaluate"] == simpo
     assert runs("figure1", "large")["large/evaluate"] == simpo
     assert runs("figure2", "1")["1/evaluate"] == simpo
-    assert runs("table6", "gpt4o")["gpt4o/train"] == runs("table8", "gemma+llama")["gemma+llama/train"]
+    assert runs("table6", "gpt4o-mini")["gpt4o-mini/train"] == runs("table8", "gemma+llama")["gemma+llama/train"]
 
 
 def test_an_iteration_starts_from_the_model_before() -> None:

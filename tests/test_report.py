@@ -32,7 +32,21 @@ def fake_results(run: Planned) -> dict[str, Any]:
     p = run.spec["params"]
     scores = {"wr": 50.0, "se": 6.0, "lc": 48.0, "lc_se": 7.0, "n": N}
     judge = {"model": "embedded/smollm2-135m-instruct", "instrument": "reverse", "verdict": "discrete"}
-    calibration = {"chosen": "reverse", "agreement": {"reverse": 0.84}, "pairs": 50, "se": 0.05}
+    own = {"parrot": 0.02, "parrot_pairs": 60, "by_hand": 0.04, "by_hand_pairs": 24}
+    wrong = {"wrong": {"agreement": 0.5, "n": 30, "se": 0.09}, "echo": {"agreement": 1.0, "n": 30, "se": 0.0}}
+    calibration = {
+        "chosen": "reverse",
+        "agreement": 0.84,
+        "pairs": 50,
+        "se": 0.05,
+        "by_fault": wrong,
+        "candidates": {"reverse": own},
+    }
+    scores |= {"direct": 60.0, "direct_se": 5.0, "margin": 0.1, "margin_se": 0.05}
+    gold = {"accuracy": 60.0, "accuracy_se": 4.0, "n": 100}
+    grader = {"agreement": 0.8, "se": 0.05, "n": 30, "signal": True}
+    blind = {"agreement": 0.5, "se": 0.09, "n": 30, "signal": False}
+    audit = {"agreement": 0.7, "se": 0.06, "pairs": 60, "flip": None, "longer_wins": 0.5}
     moments = {"n": 1000, "mean": 1.0, "std": 4.0, "skewness": 0.2, "skewness_mean": 0.2, "skewness_sd": 0.1,
                "responses": 20, "edges": [0.0, 1.0, 2.0], "counts": [400, 600]}  # fmt: skip
     metric = {"mean": 4.5, "se": 0.1, "n": N, "failed": 0}
@@ -43,15 +57,17 @@ def fake_results(run: Planned) -> dict[str, Any]:
     by_stage: dict[str, dict[str, Any]] = {
         "synthesize": {"usable": N, "personas": N, "pairs": N, "repetition": 0.1, "near_duplicates": 0.2,
                        "diversity": 0.625},
-        "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": {"agreement": 0.7, "flip": None}},
+        "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": audit},
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
-        "answer": {},
+        "answer": {"gold": gold, "kl": {"kl": 0.1, "se": 0.01, "n": 32}},
         "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
-        "chat_benchmarks": {"mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
+        "chat_benchmarks": {"reading": "logprob", "mt_bench_grader": grader,
+                            "mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
                             "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
         "leaderboard": {"columns": columns, "average": 30.0, "average_se": 4.0},
         "math500": {"score": 20.0, "se": 5.0, "n": 60, "no_answer": 3},
-        "rating": {"metrics": dict.fromkeys(METRICS, metric), "average": 4.5, "n": N, "rater": "fake"},
+        "rating": {"metrics": dict.fromkeys(METRICS, metric), "average": 4.5, "n": N, "rater": "fake",
+                   "grader": dict.fromkeys((*METRICS, "average"), blind)},
         "logits": {"totals": {"chat": moments, "math": moments}, "softcap": {"cap": None, "logits": "no cap"}},
     }  # fmt: skip
     assert "seed" in p or run.spec["stage"] == "leaderboard"
@@ -71,7 +87,10 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
             "verdicts.jsonl": [{"id": i, "verdict": 1, "margin": 0.5} for i in ids],
             "preferences.jsonl": [{"id": i, "prompt": chat, "chosen": chat, "rejected": chat} for i in ids],
         },
-        "answer": {"answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids]},
+        "answer": {
+            "answers.jsonl": [{"instruction": f"Why {i}?", "output": "Because."} for i in ids],
+            "gold.jsonl": [{"id": f"q{n}-echo", "margin": 0.1 * n} for n in range(N)],
+        },
         "evaluate": {
             "annotations.jsonl": [
                 {"instruction": f"Why {i}?", "output_1": "So.", "output_2": "Because.", "preference": 1.0 + n % 2}
@@ -176,6 +195,34 @@ def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Pa
     for path in outputs.rglob("run.json"):
         path.write_text(path.read_text().replace('"pairs": 50, "se": 0.05', '"pairs": 5, "se": null'))
     assert "84.0% (no SE from one question) of 5 labelled pairs" in table.caption(run, table_rows(run))
+
+
+def test_the_caption_says_what_the_judge_fails_at_and_where_it_is_a_model_that_it_judges(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "smoke"))
+    said = table.caption(run, table_rows(run))
+    assert "It fails most at wrong (50%)." in said
+    assert "An echo of the question beats the good answer in 2% of 60, one in other words in 4% of 24." in said
+    labels = "; ".join(row.label for row in table_rows(run).values())
+    assert f"smollm2-135m-instruct is the evaluation judge and the policy in: {labels}." in said
+    assert "smollm2-135m-instruct is the policy and the feedback source in: Self-feedback." in said
+
+
+def test_table_6_shows_how_good_its_sources_are(outputs: Path) -> None:
+    run = finished(plan.make("cpu", "table6"))
+    head, *lines = table.formatted(run, table_rows(run))
+    assert {line[head.index("Source right on labelled pairs (%)")] for line in lines} == {"70.0 (SE 6.0, n 60)"}
+    assert {line[head.index("Prefers the longer (%)")] for line in lines} == {"50"}
+
+
+def test_a_grader_that_cannot_tell_good_from_bad_has_no_digits(outputs: Path) -> None:
+    ratings, games = (finished(plan.make("cpu", name)) for name in ("table7", "table2"))
+    head, *lines = table.formatted(ratings, table_rows(ratings))
+    assert {line[head.index("Our average")] for line in lines} == {"no signal (50% right, SE 9)"}
+    assert "by its average, is right on 50% (SE 9) of 30 labelled pairs, which is no signal" in table.caption(
+        ratings, table_rows(ratings)
+    )
+    head, *lines = table.formatted(games, table_rows(games))
+    assert {line[head.index("Our MT-Bench")] for line in lines} == {"4.50"}
 
 
 def test_diversity_is_read_from_the_run_and_no_model_is_opened(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

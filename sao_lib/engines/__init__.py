@@ -59,7 +59,7 @@ class Engine(Protocol):
         """One completion per conversation, each sampled with its own seed."""
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
-        """log p of each label as the next token (nats)."""
+        """log p of each label as the next token (nats), the last layer computed in fp32."""
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]

@@ -1,6 +1,7 @@
 """transformers: the engine that needs no extra install. How much slower it is stands in benchmarks/README.md."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,26 @@ class TransformersEngine:
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         wanted = label_ids(self.chat, labels)
-        rows = [self._logprobs(self.chat.ids(c.messages, c.prefill), 1)[-1] for c in conversations]
+        with self._exact_head():
+            rows = [self._logprobs(self.chat.ids(c.messages, c.prefill), 1)[-1] for c in conversations]
         return [tuple(float(row[i]) for i in wanted) for row in rows]
+
+    @contextmanager
+    def _exact_head(self) -> Iterator[None]:
+        """The last layer in fp32: in bf16 its logits lie on a grid of 1/16 nat, on which labels tie."""
+        from torch.nn.functional import linear
+
+        head = self.model.get_output_embeddings()
+        weight = head.weight.float()
+
+        def exact(layer: Any, inputs: Any, output: Any) -> Any:
+            return linear(inputs[0].float(), weight, None if layer.bias is None else layer.bias.float())
+
+        handle = head.register_forward_hook(exact)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]

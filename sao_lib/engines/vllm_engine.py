@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def _environment(settings: EngineSettings, cuda: bool) -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
+def _on_gpus(settings: EngineSettings) -> dict[str, Any]:
+    # The last layer adds up in fp32 at no cost there. In bf16 its logits lie on a grid of 1/16 nat.
+    return {"tensor_parallel_size": settings.tensor_parallel, "hf_overrides": {"head_dtype": "float32"}}
+
+
 def _on_cpu(settings: EngineSettings) -> dict[str, Any]:
     return {
         "enforce_eager": True,  # compiling takes a minute and gains a tenth
@@ -38,6 +44,17 @@ def _on_cpu(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
+def _head(dtype: str) -> Callable[[Any], None]:
+    """What sets the type of a model's last layer."""
+
+    def change(model: Any) -> None:
+        import torch
+
+        model.logits_processor.head_dtype = getattr(torch, dtype)
+
+    return change
+
+
 class VLLMEngine:
     def __init__(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> None:
         import torch
@@ -45,7 +62,8 @@ class VLLMEngine:
         self.folder, self.chat, self.settings, self.log = folder, Chat(folder, chat_template), settings, log
         cuda = torch.cuda.is_available()
         _environment(settings, cuda)
-        options: dict[str, Any] = {"tensor_parallel_size": settings.tensor_parallel} if cuda else _on_cpu(settings)
+        options: dict[str, Any] = _on_gpus(settings) if cuda else _on_cpu(settings)
+        self.head_in_fp32 = cuda
         with quiet(log):
             from vllm import LLM
 
@@ -119,8 +137,20 @@ class VLLMEngine:
         wanted = label_ids(self.chat, labels)
         ids = [self.chat.ids(c.messages, c.prefill) for c in conversations]
         params = [SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=wanted)] * len(ids)
-        first = [o.outputs[0].logprobs[0] for o in self._run(ids, params)]
+        with self._exact_head():
+            first = [o.outputs[0].logprobs[0] for o in self._run(ids, params)]
         return [tuple(f[i].logprob for i in wanted) for f in first]
+
+    @contextmanager
+    def _exact_head(self) -> Iterator[None]:
+        """The last layer in fp32, for as long as labels are read: on CPU every step copies its weights for that."""
+        if not self.head_in_fp32:
+            self.llm.apply_model(_head("float32"))
+        try:
+            yield
+        finally:
+            if not self.head_in_fp32:
+                self.llm.apply_model(_head(self.settings.dtype))
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]

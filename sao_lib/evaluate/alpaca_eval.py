@@ -1,10 +1,8 @@
 """AlpacaEval 2: answers in its format, pairwise verdicts, and win rates computed by the alpaca-eval package."""
 
 import math
-import statistics
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from sao_lib.chunks import in_chunks
@@ -12,18 +10,10 @@ from sao_lib.engines import Engine, seed_for, user_turn
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.instruments import Instruments, Triple
 from sao_lib.files import write_rows
+from sao_lib.method.judge import sign
 from sao_lib.runs import Run
 from sao_lib.settings import Evaluate, Policy
 from sao_lib.sources import load_rows
-
-# Length-controlled win rate on a set that has no published instruction difficulty: the official regression
-# without its difficulty term and without cross-validation, which needs hundreds of rows. Shown as "LC*".
-LENGTH_ONLY = {
-    "formula": "np.tanh(std_delta_len) + not_gamed_baseline.astype(float) - 1",
-    "regularize_to_baseline_lambda": None,
-    "kwargs": {"n_splits": 0},
-}
-LC_RESAMPLES = 40
 
 
 def load_instructions(settings: Evaluate) -> list[dict[str, Any]]:
@@ -89,15 +79,20 @@ def annotate(
     answers: list[dict[str, Any]],
     reference: list[dict[str, Any]],
     settings: Evaluate,
+    untrained: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Write annotations.jsonl in alpaca_eval's format: output_1 the reference, output_2 the model.
 
     `preference` is 1 for the reference, 2 for the model and 1.5 for a tie where verdicts are discrete, as the
-    paper's open judges'; weighted it is 1 + p(model). An empty answer loses. `margin` is the instrument's,
-    positive for the model.
+    paper's open judges'; weighted it is 1 + p(model). An empty answer loses. `margin` is the instrument's, positive
+    for the model; `margin_untrained` likewise against `untrained`, the answers of the model before it was trained,
+    null without them.
     """
+    before: Sequence[Any] = [None] * len(answers) if untrained is None else untrained
 
-    def make(part: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    def make(part: Sequence[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
+        margins = _margins(instruments, calibration, [(r, m) for r, m, _ in part])
+        gains = _margins(instruments, calibration, [(u, m) for _, m, u in part]) if untrained else [None] * len(part)
         return [
             {
                 "instruction": m["instruction"],
@@ -108,18 +103,19 @@ def annotate(
                 "annotator": calibration["chosen"],
                 "preference": preference(margin, settings.verdict),
                 "margin": margin,
+                "margin_untrained": gain,
             }
-            for (r, m), margin in zip(part, _margins(instruments, calibration, part), strict=True)
+            for (r, m, _), margin, gain in zip(part, margins, gains, strict=True)
         ]
 
-    return in_chunks(run, "annotations.jsonl", list(zip(reference, answers, strict=True)), make, settings.chunk)
+    return in_chunks(run, "annotations.jsonl", list(zip(reference, answers, before, strict=True)), make, settings.chunk)
 
 
 def preference(margin: float, verdict: str) -> float:
-    """A margin as alpaca_eval's preference in [1, 2]: its sign, or `weighted` as log-odds."""
+    """A margin as alpaca_eval's preference in [1, 2]: its sign, a tie near zero, or `weighted` as log-odds."""
     if verdict == "weighted":
         return 2 - 1 / (1 + math.exp(min(margin, 700.0)))
-    return 1.5 if margin == 0 else 2.0 if margin > 0 else 1.0
+    return {1: 2.0, 2: 1.0, None: 1.5}[sign(margin)]
 
 
 def _margins(
@@ -135,12 +131,11 @@ def _margins(
     ]
 
 
-def win_rates(annotations: Sequence[dict[str, Any]], length_term: str) -> dict[str, float]:
+def win_rates(annotations: Sequence[dict[str, Any]], length_term: str | None) -> dict[str, float | None]:
     """wr, se, lc, lc_se (percent) and n, by alpaca_eval's own metrics.
 
-    `length_term` "alpaca_eval" is the official length-controlled regression, whose difficulty table comes from
-    the hub; "length_only" is LENGTH_ONLY, for instruction sets that have none. Its `lc_se` is ours, a bootstrap
-    over instructions: where nearly all answers are longer than the reference's, LC is an extrapolation.
+    `length_term` "alpaca_eval" is the official length-controlled regression, whose difficulty table comes from the hub.
+    Null: lc and lc_se are null, because an instruction set of one's own has no difficulty to control for.
     """
     import pandas as pd
     from alpaca_eval.metrics import glm_winrate
@@ -149,54 +144,40 @@ def win_rates(annotations: Sequence[dict[str, Any]], length_term: str) -> dict[s
     frame["generator_2"] = frame["generator_2"] + " "  # a model may carry the reference's name
     plain = glm_winrate.get_winrate(frame)
     wr, se = float(plain["win_rate"]), float(plain["standard_error"])
-    if (frame["output_1"].str.len() == frame["output_2"].str.len()).all():
-        lc, lc_se = wr, se  # nothing to control for: the regression has no length to fit
-    elif length_term == "alpaca_eval":
-        found = _length_controlled(frame, {"glm_name": "length_controlled_v1"})
-        lc, lc_se = float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
-    else:
-        lc, lc_se = _length_only(frame)
+    lc, lc_se = (None, None) if length_term is None else _length_controlled(frame, wr, se)
     return {"wr": wr, "se": se, "lc": lc, "lc_se": lc_se, "n": len(frame)}
 
 
-def _length_controlled(frame: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _length_controlled(frame: Any, wr: float, se: float) -> tuple[float, float]:
+    """The official LC and its standard error; the win rate where no length differs, as there is nothing to fit."""
     from alpaca_eval.metrics import glm_winrate
 
-    quiet_options = {"save_weights_dir": None, "is_warn_extreme_changes": False, "is_add_glm_preference_inplace": False}
-    return dict(glm_winrate.get_length_controlled_winrate(frame.copy(), **quiet_options, **options))
+    if (frame["output_1"].str.len() == frame["output_2"].str.len()).all():
+        return wr, se
+    found = glm_winrate.get_length_controlled_winrate(
+        frame.copy(),
+        glm_name="length_controlled_v1",
+        save_weights_dir=None,
+        is_warn_extreme_changes=False,
+        is_add_glm_preference_inplace=False,
+    )
+    return float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
 
 
-def _length_only(frame: Any) -> tuple[float, float]:
-    """LC and its bootstrap standard error; the win rate where lengths do not differ, as there is nothing to control."""
-    from alpaca_eval.metrics import glm_winrate
+def against_untrained(annotations: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """{direct, direct_se, margin, margin_se}: wins against the untrained model's answers to the same instructions.
 
-    def fit(part: Any) -> float:
-        if (part["output_1"].str.len() == part["output_2"].str.len()).all():
-            return float(glm_winrate.get_winrate(part)["win_rate"])
-        return float(_length_controlled(part, {"glm_info": LENGTH_ONLY})["length_controlled_winrate"])
-
-    download = glm_winrate.hf_hub_download
-    with tempfile.TemporaryDirectory() as folder:
-        neutral = _neutral_difficulty(len(frame), Path(folder))
-        glm_winrate.hf_hub_download = lambda *_, **__: str(neutral)
-        try:
-            numbered = frame.assign(instruction=[f"{n}" for n in range(len(frame))])
-            draws = [frame.sample(len(frame), replace=True, random_state=n).index for n in range(LC_RESAMPLES)]
-            resampled = [fit(frame.loc[d].assign(instruction=numbered["instruction"].to_numpy())) for d in draws]
-            return fit(frame), statistics.stdev(resampled)
-        finally:
-            glm_winrate.hf_hub_download = download
-
-
-def _neutral_difficulty(n: int, folder: Path) -> Path:
-    import pandas as pd
-
-    path = folder / "df_gamed.csv"
-    zero = {"model": "none", "preference": 0.5, "std_delta_len": 0.0, "instruction_difficulty": 0.0}
-    pd.DataFrame([{**zero, "index": i, "not_gamed_baseline": False} for i in range(n)]).to_csv(path, index=False)
-    return path
+    `direct` is percent, a tie counting one half; `margin` is the mean margin in the instrument's unit. All null where
+    annotations hold no `margin_untrained`. Standard errors are of the mean over instructions.
+    """
+    margins = [a["margin_untrained"] for a in annotations if a.get("margin_untrained") is not None]
+    if len(margins) < 2:
+        return {"direct": None, "direct_se": None, "margin": None, "margin_se": None}
+    wins = [100 * (preference(m, "discrete") - 1) for m in margins]
+    (direct, direct_se), (margin, margin_se) = ((fmean(v), stdev(v) / len(v) ** 0.5) for v in (wins, margins))
+    return {"direct": direct, "direct_se": direct_se, "margin": margin, "margin_se": margin_se}
 
 
 def mean_length(rows: Sequence[dict[str, Any]]) -> float:
     """Mean answer length in characters, as alpaca_eval's avg_length."""
-    return statistics.fmean(len(row["output"]) for row in rows)
+    return fmean(len(row["output"]) for row in rows)

@@ -1,14 +1,16 @@
-"""What the graded benchmarks share: answers found by id, ratings read from log-probabilities, clustered errors."""
+"""What the graded benchmarks share: answers found by id, ratings read from log-probabilities."""
 
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sao_lib.engines import Conversation
 from sao_lib.errors import SaoError
+from sao_lib.evaluate.calibration import agreement
 from sao_lib.files import Record
+from sao_lib.method.labelled import LabelledPair, labelled_pairs
+
+GRADED_QUESTIONS = 18  # labelled questions that a grader grades both answers of
 
 
 def by_id(asked: Sequence[Record], answers: Sequence[Record], key: str, file: str) -> dict[Any, Record]:
@@ -26,6 +28,32 @@ def as_asked(system: str | None, text: str) -> Conversation:
     return Conversation(({"role": "system", "content": system}, *user.messages)) if system else user
 
 
+def graded_pairs() -> list[LabelledPair]:
+    """The labelled pairs on which a grader is measured, one to a question; both answers are graded by themselves."""
+    return labelled_pairs(GRADED_QUESTIONS, 0, 1)
+
+
+def sides(pair: LabelledPair) -> tuple[tuple[str, str], tuple[str, str]]:
+    """(id, answer) of the good and of the bad answer of a pair, as a grader is given them."""
+    good, bad = pair["responses"][pair["good"] - 1], pair["responses"][2 - pair["good"]]
+    return (f"{pair['id']}/good", good), (f"{pair['id']}/bad", bad)
+
+
+def measured(pairs: Sequence[LabelledPair], grades: Mapping[str, float | None]) -> Record:
+    """{agreement, n, se, signal}: how often the good answer of a pair has the higher grade.
+
+    `grades` are by the ids of `sides`; a tie or a missing grade is wrong. `signal` is whether agreement is above one
+    half by more than two standard errors: without it a grader's means say nothing of the answers.
+    """
+    margins = []
+    for pair in pairs:
+        good, bad = (grades.get(name) for name, _ in sides(pair))
+        margins.append(0.0 if good is None or bad is None else good - bad)
+    found = agreement(pairs, margins)
+    share, se = found["agreement"], found["se"]
+    return {**found, "signal": share is not None and se is not None and share - 2 * se > 0.5}
+
+
 def expected_digit(logprobs: Sequence[float], digits: Sequence[str]) -> float | None:
     """Mean of the digits under their probabilities as the next token; None if none has any.
 
@@ -36,18 +64,3 @@ def expected_digit(logprobs: Sequence[float], digits: Sequence[str]) -> float | 
         return None
     weights = [math.exp(value - top) for value in logprobs]
     return sum(w * int(d) for w, d in zip(weights, digits, strict=True)) / sum(weights)
-
-
-def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """Standard error of the mean of `values`, in their unit, of which those with equal `clusters` hang together.
-
-    Equals that of the clusters' means where all are of one size. None with fewer than two clusters.
-    """
-    if not values:
-        return None
-    mean = statistics.fmean(values)
-    sums: dict[Hashable, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value - mean
-    n = len(sums)
-    return (n / (n - 1) * sum(s * s for s in sums.values())) ** 0.5 / len(values) if n > 1 else None

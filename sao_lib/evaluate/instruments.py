@@ -1,53 +1,76 @@
 """Instruments that compare two answers, measured on pairs of known quality before one is trusted.
 
-Every instrument gives a margin, positive where the second answer is better. A name like
-`likelihood+reverse` adds margins, each divided by its standard deviation on the labelled pairs.
+Every instrument gives a margin, positive where the second answer is better.
 
 | name        | margin of an answer y to an instruction x                                      |
 |-------------|--------------------------------------------------------------------------------|
 | ranking     | log-odds in the ranking prompt, averaged over both orders                      |
-| likelihood  | mean token log p(y given x)                                                    |
-| reverse     | mean token log p(x given y)                                                    |
-| relevance   | cosine similarity of sentence embeddings of x and y                            |
 | alpaca_eval | the official AlpacaEval 2 prompt, log-odds of its two labels, one seeded order |
+| a reading   | difference of its scores, see `method.readings`                                |
+| a+b         | sum of margins, each divided by its standard deviation on the labelled pairs   |
+| fitted:a+b  | difference of a logistic combination of the readings and of what the text shows |
+
+A fitted one is log-odds: it was fitted on labelled pairs, by `evaluate.calibration`, to the readings, distinct-2 and
+whether the last sentence has its end. The number of words is left out: length would be a merit, and padding an answer.
 """
 
 import random
 import re
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sao_lib.engines import Conversation, Engine, open_engine, seed_for
+from sao_lib.engines import Conversation, Engine, give_back, open_engine, seed_for
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import clustered_se
 from sao_lib.files import Record, write_rows
 from sao_lib.method.judge import llm_verdicts
-from sao_lib.method.labelled import LabelledPair
-from sao_lib.method.rewards import RELEVANCE_MODEL, RewardModel, open_reward_model
+from sao_lib.method.readings import (
+    BY_EMBEDDINGS,
+    BY_LANGUAGE_MODEL,
+    by_embeddings,
+    by_language_model,
+    distinct_2,
+    finished,
+)
+from sao_lib.method.rewards import RELEVANCE_MODEL, Relevance, open_relevance
 from sao_lib.runs import Run
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Evaluate, Judge
 
 Triple = tuple[str, str, str]  # instruction, first answer, second answer
-POINTWISE = ("likelihood", "reverse", "relevance")
-REVERSE = "Write the question that this text answers.\n\n{answer}"
+READINGS = (*BY_LANGUAGE_MODEL, *BY_EMBEDDINGS)
+FITTED = "fitted:"
+TEXT_FEATURES = ("distinct-2", "finished")
 
 
 class Instruments:
     """Margins by name, with pointwise scores remembered so that a shared answer is scored once.
 
-    `model` is the evaluation judge's name, `engine` the judge itself.
+    `model` is the evaluation judge's name; `opener` opens it when an instrument first asks a language model.
     """
 
-    def __init__(self, model: str, engine: Engine, ranking: Judge, seed: int, log: Path) -> None:
-        self.model, self.engine, self.ranking, self.seed, self.log = model, engine, ranking, seed, log
+    def __init__(self, model: str, opener: Callable[[], Engine], ranking: Judge, seed: int, log: Path) -> None:
+        self.model, self.opener, self.ranking, self.seed, self.log = model, opener, ranking, seed, log
         self.scored: dict[tuple[str, str, str], float] = {}
-        self._relevance: RewardModel | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The judge itself."""
+        return self.opener()
+
+    @cached_property
+    def embeddings(self) -> Relevance:
+        """What reads relevance."""
+        return open_relevance(self.log)
+
+    def close(self) -> None:
+        """Give the judge back, if it was opened."""
+        if "engine" in self.__dict__:
+            give_back(self.__dict__.pop("engine"))
 
     def margins(self, name: str, triples: Sequence[Triple]) -> list[float]:
         """Margins of one simple instrument (no `+`), one per triple; positive: the second answer is better."""
@@ -56,21 +79,50 @@ class Instruments:
             return [-(row["margin"] or 0.0) for row in rows]
         if name == "alpaca_eval":
             return self._alpaca_eval(triples)
-        if name in POINTWISE:
+        if name in READINGS:
             first = self.scores(name, [(x, a) for x, a, _ in triples])
             second = self.scores(name, [(x, b) for x, _, b in triples])
             return [b - a for a, b in zip(first, second, strict=True)]
         raise SaoError(
-            f"Unknown instrument '{name}' in evaluate.judges; there are: ranking, alpaca_eval, {', '.join(POINTWISE)}."
+            f"Unknown instrument '{name}' in evaluate.judges; there are: ranking, alpaca_eval, {', '.join(READINGS)}, "
+            f"sums of them (a+b) and {FITTED}a+b of readings."
         )
 
     def judged(self, calibration: dict[str, Any], triples: Sequence[Triple]) -> list[float]:
-        """Margins of the instrument that a calibration chose; one alone keeps its own unit."""
+        """Margins of the instrument that a calibration chose; one alone keeps its unit, a fitted one has log-odds."""
         name = calibration["chosen"]
-        if "+" not in name:
+        if name in ("ranking", "alpaca_eval"):
             return self.margins(name, triples)
+        if is_pointwise(name):
+            first = self.judged_scores(calibration, [(x, a) for x, a, _ in triples])
+            second = self.judged_scores(calibration, [(x, b) for x, _, b in triples])
+            return [b - a for a, b in zip(first, second, strict=True)]
         margins = {part: self.margins(part, triples) for part in simple_parts([name])}
         return combine(name, margins, calibration["scale"])
+
+    def judged_scores(self, calibration: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Scores of (instruction, answer) by the chosen instrument, whose differences are its margins.
+
+        Raises SaoError where it compares answers and scores none.
+        """
+        name = calibration["chosen"]
+        if not is_pointwise(name):
+            raise SaoError(f"The instrument '{name}' compares two answers and has no score for one.")
+        if name.startswith(FITTED):
+            weights = calibration["weights"][name]
+            return [sum(w * f for w, f in zip(weights, row, strict=True)) for row in self.features(name, pairs)]
+        parts = simple_parts([name])
+        scale = calibration["scale"] if len(parts) > 1 else dict.fromkeys(parts, 1.0)
+        columns = [[score / scale[part] for score in self.scores(part, pairs)] for part in parts]
+        return [sum(row) for row in zip(*columns, strict=True)]
+
+    def features(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """What a fitted instrument weighs of each (instruction, answer), in the order of `feature_names`."""
+        readings = [self.scores(part, pairs) for part in simple_parts([name])]
+        return [
+            [*scores, distinct_2(y), float(finished(y))]
+            for (_, y), scores in zip(pairs, zip(*readings, strict=True), strict=True)
+        ]
 
     def scores(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Pointwise scores of (instruction, answer); the higher the better."""
@@ -80,12 +132,13 @@ class Instruments:
                 self.scored[(name, *pair)] = score
         return [self.scored[(name, *pair)] for pair in pairs]
 
-    def keep(self, file: Path, references: Sequence[Record]) -> None:
-        """Write what pointwise instruments said of the reference answers, {instrument, instruction, output, score}.
+    def keep(self, file: Path, answers: Sequence[Record]) -> None:
+        """Write what pointwise instruments said of `answers`, {instrument, instruction, output, score}.
 
-        `references` are rows {instruction, output}; the runs of other models read them instead of asking again.
+        `answers` are rows {instruction, output}, the reference's and the untrained model's; the runs of other models
+        read the scores instead of asking again.
         """
-        wanted = {(row["instruction"], row["output"]) for row in references}
+        wanted = {(row["instruction"], row["output"]) for row in answers}
         rows = [
             {"instrument": name, "instruction": x, "output": y, "score": score}
             for (name, x, y), score in self.scored.items()
@@ -98,15 +151,9 @@ class Instruments:
         self.scored |= {(row["instrument"], row["instruction"], row["output"]): row["score"] for row in rows}
 
     def _score(self, name: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        if name == "relevance":
-            if self._relevance is None:
-                self._relevance = open_reward_model(RELEVANCE_MODEL, self.log)
-            return self._relevance.scores([x for x, _ in pairs], [y for _, y in pairs])
-        if name == "likelihood":
-            given, text = [_turn(x) for x, _ in pairs], [y for _, y in pairs]
-        else:
-            given, text = [_turn(fill(REVERSE, {"answer": y})) for _, y in pairs], [x for x, _ in pairs]
-        return [statistics.fmean(row) for row in self.engine.completion_logprobs(given, text)]
+        if name in BY_LANGUAGE_MODEL:
+            return by_language_model(self.engine, name, pairs)
+        return by_embeddings(self.embeddings, name, pairs)
 
     def _alpaca_eval(self, triples: Sequence[Triple]) -> list[float]:
         template, labels = official_prompt(), ("m", "M")
@@ -125,13 +172,8 @@ def open_judge(run: Run, settings: Evaluate) -> Instruments:
     model = settings.judge_model or policy["model"]
     asked = settings.judge_engine or EngineSettings.model_validate(run.params["engine"])
     template = settings.judge_chat_template if settings.judge_model else policy["chat_template"]
-    opened = open_engine(model, asked, log, template)
     ranking = Judge(source="llm", template=settings.judge_template, reading="logprob", orders="both")
-    return Instruments(model, opened, ranking, run.params["seed"], log)
-
-
-def _turn(content: str) -> Conversation:
-    return Conversation(({"role": "user", "content": content},))
+    return Instruments(model, lambda: open_engine(model, asked, log, template), ranking, run.params["seed"], log)
 
 
 def official_prompt() -> list[Message]:
@@ -147,47 +189,27 @@ def official_prompt() -> list[Message]:
 
 def simple_parts(names: Sequence[str]) -> list[str]:
     """The simple instruments that a list of names needs, in order, once each."""
-    return list(dict.fromkeys(part for name in names for part in name.split("+")))
+    return list(dict.fromkeys(part for name in names for part in name.removeprefix(FITTED).split("+")))
+
+
+def is_pointwise(name: str) -> bool:
+    """Whether an instrument scores one answer by itself, so that a score can be kept and used again."""
+    return all(part in READINGS for part in simple_parts([name]))
+
+
+def read_by(name: str, judge_model: str) -> list[str]:
+    """The models that an instrument reads with, where `judge_model` is the language model."""
+    parts = simple_parts([name])
+    asked = [judge_model] if any(part not in BY_EMBEDDINGS for part in parts) else []
+    return asked + ([RELEVANCE_MODEL] if any(part in BY_EMBEDDINGS for part in parts) else [])
+
+
+def feature_names(name: str) -> list[str]:
+    """The features of a fitted instrument, in order."""
+    return [*simple_parts([name]), *TEXT_FEATURES]
 
 
 def combine(name: str, margins: dict[str, list[float]], scale: dict[str, float]) -> list[float]:
     """Margins of a possibly composite instrument."""
     parts = name.split("+")
     return [sum(row) for row in zip(*([m / scale[p] for m in margins[p]] for p in parts), strict=True)]
-
-
-def calibrate(instruments: Instruments, names: Sequence[str], pairs: Sequence[LabelledPair]) -> dict[str, Any]:
-    """Measure candidates on labelled pairs and choose: {chosen, scale, agreement, choice_agreement, pairs, se}.
-
-    The choice uses every other question; `agreement` is measured on the rest, so choosing does not flatter it.
-    A tie counts as wrong. `se` is the standard error of the chosen one's agreement, clustered by question, because the
-    pairs of a question share its good answer; None where they are of fewer than two questions.
-    """
-    triples = [(p["prompt"], *p["responses"]) for p in pairs]
-    margins = {part: instruments.margins(part, triples) for part in simple_parts(names)}
-    scale = {part: statistics.pstdev(values) or 1.0 for part, values in margins.items()}
-    question = [p["id"].partition("-")[0] for p in pairs]
-    choosing = set(list(dict.fromkeys(question))[::2])
-    in_choice = [q in choosing for q in question]
-    right = {
-        name: [m * (1 if p["good"] == 2 else -1) > 0 for m, p in zip(combine(name, margins, scale), pairs, strict=True)]
-        for name in names
-    }
-    share = {
-        name: {side: _share([r for r, c in zip(rows, in_choice, strict=True) if c == side]) for side in (True, False)}
-        for name, rows in right.items()
-    }
-    chosen = max(names, key=lambda name: share[name][True])
-    held = [(r, q) for r, q, c in zip(right[chosen], question, in_choice, strict=True) if not c]
-    return {
-        "chosen": chosen,
-        "scale": scale,
-        "choice_agreement": {name: s[True] for name, s in share.items()},
-        "agreement": {name: s[False] for name, s in share.items()},
-        "pairs": len(held),
-        "se": clustered_se([r for r, _ in held], [q for _, q in held]),
-    }
-
-
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -15,11 +15,12 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import fill
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.grading import as_asked, by_id, clustered_se, expected_digit
+from sao_lib.evaluate.grading import as_asked, by_id, expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
 from sao_lib.sources import load_rows
+from sao_lib.standard_errors import clustered_se
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
 WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat
@@ -148,8 +149,10 @@ def rate(
     seed: int,
     max_tokens: int = 2048,
     chunk: int = 64,
+    file: str = "mt_judgments.jsonl",
+    turns: Sequence[int] = (1, 2),
 ) -> list[Record]:
-    """Write mt_judgments.jsonl, {question_id, category, turn, score, text}, two rows a question; a failure is null.
+    """Write `file`, {question_id, category, turn, score, text}, a row for each of `turns`; a failure is null.
 
     Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (FastChat: 2048). Reading
     "logprob", for judges too small to write a verdict, is the expected digit after the template's prefill, with text
@@ -173,7 +176,19 @@ def rate(
             for (q, turn), (score, text) in zip(part, found, strict=True)
         ]
 
-    return in_chunks(run, "mt_judgments.jsonl", [(q, turn) for q in questions for turn in (1, 2)], make, chunk)
+    return in_chunks(run, file, [(q, turn) for q in questions for turn in turns], make, chunk)
+
+
+def grader(run: Run, engine: Engine, template_file: str, reading: str, seed: int, max_tokens: int = 2048) -> Record:
+    """How the grader of turn 1 does on labelled pairs, see `grading.measured`; writes mt_graded.jsonl."""
+    pairs = graded_pairs()
+    asked = [(name, p["prompt"], text) for p in pairs for name, text in sides(p)]
+    questions = [{"question_id": n, "category": "labelled", "turns": [x, ""], "reference": []} for n, x, _ in asked]
+    answers = [{"question_id": n, "turns": [text, ""]} for n, _, text in asked]
+    rows = rate(
+        run, engine, template_file, questions, answers, reading, seed, max_tokens, file="mt_graded.jsonl", turns=(1,)
+    )
+    return measured(pairs, {row["question_id"]: row["score"] for row in rows})
 
 
 def scores(judgments: Sequence[Record]) -> Record:

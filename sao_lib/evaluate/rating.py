@@ -9,7 +9,7 @@ from typing import Any
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for
 from sao_lib.engines.chat import fill
-from sao_lib.evaluate.grading import expected_digit
+from sao_lib.evaluate.grading import expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, read_yaml
@@ -59,9 +59,16 @@ def _rating(value: Any) -> float | None:
 
 
 def rate(
-    run: Run, engine: Engine, template_file: str, rows: Sequence[Record], reading: str, seed: int, chunk: int = 32
+    run: Run,
+    engine: Engine,
+    template_file: str,
+    rows: Sequence[Record],
+    reading: str,
+    seed: int,
+    chunk: int = 32,
+    file: str = "ratings.jsonl",
 ) -> list[Record]:
-    """Write ratings.jsonl, {id, correctness, ..., relevance}, for rows {id, prompt, response}.
+    """Write `file`, {id, correctness, ..., relevance}, for rows {id, prompt, response}.
 
     Reading "text" asks once for a JSON object, each value 0 to 10 or null. Reading "logprob", for judges too small
     to write one, asks once a metric and takes the expected digit; the scale then ends at 9.
@@ -78,7 +85,18 @@ def rate(
         found = iter([expected_digit(logprobs, DIGITS) for logprobs in read])
         return [{"id": row["id"], **{metric: next(found) for metric in METRICS}} for row in part]
 
-    return in_chunks(run, "ratings.jsonl", rows, in_logprobs if reading == "logprob" else in_text, chunk)
+    return in_chunks(run, file, rows, in_logprobs if reading == "logprob" else in_text, chunk)
+
+
+def grader(run: Run, engine: Engine, template_file: str, reading: str, seed: int) -> dict[str, Record]:
+    """How each metric's ratings and their average do on labelled pairs, see `grading.measured`; writes graded.jsonl."""
+    pairs = graded_pairs()
+    rows = [{"id": name, "prompt": p["prompt"], "response": text} for p in pairs for name, text in sides(p)]
+    rated = rate(run, engine, template_file, rows, reading, seed, file="graded.jsonl")
+    by_metric = {m: {row["id"]: row[m] for row in rated} for m in METRICS}
+    whole = {row["id"]: [row[m] for m in METRICS] for row in rated}
+    average = {name: None if None in values else statistics.fmean(values) for name, values in whole.items()}
+    return {name: measured(pairs, grades) for name, grades in {**by_metric, "average": average}.items()}
 
 
 def summary(rows: Sequence[Record]) -> dict[str, Any]:

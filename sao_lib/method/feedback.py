@@ -14,6 +14,7 @@ from sao_lib.engines import Engine, give_back, open_engine, seed_for
 from sao_lib.files import Record
 from sao_lib.method.judge import Verdict, llm_verdicts, pairs_of, verdict_of
 from sao_lib.method.labelled import LabelledPair
+from sao_lib.method.readings import BY_LANGUAGE_MODEL, by_language_model
 from sao_lib.method.rewards import RewardModel, open_reward_model
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Judge, Policy
@@ -24,7 +25,12 @@ class Source:
 
     key: ClassVar[str]
     opens: ClassVar[Literal["engine", "reward model"] | None] = None
-    reads: ClassVar[tuple[str, ...]] = ("source", "audit_questions", "chunk")  # fields of settings.Judge
+    reads: ClassVar[tuple[str, ...]] = (
+        "source",
+        "audit_questions",
+        "audit_faults",
+        "chunk",
+    )  # fields of settings.Judge
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
@@ -115,7 +121,10 @@ class Reward(Source):
 
 
 class LanguageModel(Source):
-    """A language model's ranking (SAO 3.3, eq. 3): the policy's own, or that of the model which `judge` names."""
+    """A language model's ranking (SAO 3.3, eq. 3): the policy's own, or that of the model which `judge` names.
+
+    With a pointwise reading it scores each response by itself, so there are no orders.
+    """
 
     key = "llm"
     opens = "engine"
@@ -132,25 +141,42 @@ class LanguageModel(Source):
 
     @property
     def printed(self) -> str:
-        how = "log-odds" if self.judge.reading == "logprob" else "text"
+        model, how = self.judge.model or "the policy", "log-odds" if self.judge.reading == "logprob" else "text"
+        if self.judge.reading in BY_LANGUAGE_MODEL:
+            return f"{model}, {self.judge.reading}"
         orders = "both orders" if self.judge.orders == "both" else "one order"
         without = f", without criterion {self.judge.without_criterion}" if self.judge.without_criterion else ""
-        return f"{self.judge.model or 'the policy'}, {how}, {orders}{without}"
+        return f"{model}, {how}, {orders}{without}"
 
     @classmethod
     def folder_name(cls, judge: Judge) -> str:
         name = hub.short(judge.model) if judge.model else "self"
+        if judge.reading in BY_LANGUAGE_MODEL:
+            return f"{name}-{judge.reading.replace('_', '-')}"
         without = f"-without-criterion-{judge.without_criterion}" if judge.without_criterion else ""
         order = "-one-order" if judge.reading == "logprob" and judge.orders == "one" else ""
         return f"{name}{without}{order}"
 
     @classmethod
     def problem(cls, judge: Judge) -> str | None:
+        if judge.reading in BY_LANGUAGE_MODEL and judge.without_criterion:
+            return f"reading: {judge.reading} asks for no ranking, so there is no criterion to leave out"
+        if judge.reading in BY_LANGUAGE_MODEL and str(judge.model).startswith("openai/"):
+            return f"reading: {judge.reading} needs log-probabilities of given texts, which no API returns"
         return None
 
     def verdicts(self, rows: Sequence[Record], both: bool | None = None) -> list[Verdict]:
+        if self.judge.reading in BY_LANGUAGE_MODEL:
+            one, two = (self._scores([(r["prompt"], r["responses"][k]["text"]) for r in rows]) for k in (0, 1))
+            return [verdict_of(a - b) for a, b in zip(one, two, strict=True)]
         asked_both = self.judge.orders == "both" if both is None else both
         return llm_verdicts(self.engine, pairs_of(rows), self.judge, asked_both, self.seed)
+
+    def _scores(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """Scores of (prompt, response); what stands there twice is read once."""
+        new = list(dict.fromkeys(pairs))
+        read = dict(zip(new, by_language_model(self.engine, self.judge.reading, new), strict=True))
+        return [read[pair] for pair in pairs]
 
     def close(self) -> None:
         give_back(self.engine)

@@ -12,22 +12,28 @@ from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine
 from sao_lib.engines.chat import Message, fill
 from sao_lib.files import write_rows
-from sao_lib.method.labelled import LabelledPair
+from sao_lib.method.labelled import LabelledPair, question_of
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Judge, read_yaml
+from sao_lib.standard_errors import clustered_se
 
 VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)
+TOLERANCE = 1e-4  # of a margin, in its unit: closer to zero than this, rounding would decide
 Pair = tuple[str, str, str]  # prompt, response 1, response 2
 
 
 class Verdict(TypedDict):
     """`shown` and `swapped` are an LLM's verdicts in the two orders, both in the names of the order given.
 
-    `margin` is positive for response 1: nats of log-odds, a score difference, characters, or null for text.
+    `odds_shown` and `odds_swapped` are the log-odds (nats) that they were read from, positive for response 1; null for
+    text and where there are no orders. `margin` is positive for response 1: nats, a score difference, characters, or
+    null for text.
     """
 
     shown: int | None
     swapped: int | None
+    odds_shown: float | None
+    odds_swapped: float | None
     margin: float | None
     verdict: int | None
 
@@ -60,42 +66,53 @@ def llm_verdicts(engine: Engine, pairs: Sequence[Pair], settings: Judge, both: b
     template = read_yaml(ROOT / settings.template)
     asked = [p for pair in pairs for p in ((pair, swapped(pair)) if both else (pair,))]
     requests = [ranking_request(template, p, settings.without_criterion, settings.reading == "logprob") for p in asked]
+    step = 2 if both else 1
     if settings.reading == "logprob":
         labels = (str(template["labels"][0]), str(template["labels"][1]))
         odds = [a - b for a, b in engine.label_logprobs(requests, labels)]
-        read: list[tuple[int | None, float | None]] = [(_sign(o), o) for o in odds]
-    else:
-        texts = engine.generate(requests, 512, 0.0, [seed] * len(requests))
-        read = [(parse_verdict(completion.text), None) for completion in texts]
-    step = 2 if both else 1
-    return [_combine(read[i], read[i + 1] if both else None) for i in range(0, len(read), step)]
+        return [_from_odds(odds[i], -odds[i + 1] if both else None) for i in range(0, len(odds), step)]
+    texts = engine.generate(requests, 512, 0.0, [seed] * len(requests))
+    said = [parse_verdict(completion.text) for completion in texts]
+    return [_from_text(said[i], said[i + 1] if both else None, both) for i in range(0, len(said), step)]
 
 
-def _sign(margin: float) -> int | None:
-    return 1 if margin > 0 else 2 if margin < 0 else None
+def sign(margin: float) -> int | None:
+    """The verdict of a margin; None within TOLERANCE of zero, where rounding alone would decide."""
+    return None if abs(margin) < TOLERANCE else 1 if margin > 0 else 2
 
 
 def verdict_of(margin: float) -> Verdict:
     """The verdict of a source that has no orders: the sign of its margin."""
-    return {"shown": None, "swapped": None, "margin": margin, "verdict": _sign(margin)}
+    no_orders = {"shown": None, "swapped": None, "odds_shown": None, "odds_swapped": None}
+    return {**no_orders, "margin": margin, "verdict": sign(margin)}  # type: ignore[typeddict-item]
 
 
-def _combine(shown: tuple[int | None, float | None], other: tuple[int | None, float | None] | None) -> Verdict:
-    first, odds = shown
-    if other is None:
-        return {"shown": first, "swapped": None, "margin": odds, "verdict": first}
-    second = {1: 2, 2: 1}.get(other[0]) if other[0] else None  # back in the names of the order given
-    if odds is not None and other[1] is not None:
-        margin = (odds - other[1]) / 2
-        return {"shown": first, "swapped": second, "margin": margin, "verdict": _sign(margin)}
-    return {"shown": first, "swapped": second, "margin": None, "verdict": first if first == second else None}
+def _from_odds(shown: float, other: float | None) -> Verdict:
+    """From log-odds for response 1, when it is shown first and, if asked in both orders, when it is second."""
+    margin = shown if other is None else (shown + other) / 2
+    return {
+        "shown": sign(shown),
+        "swapped": None if other is None else sign(other),
+        "odds_shown": shown,
+        "odds_swapped": other,
+        "margin": margin,
+        "verdict": sign(margin),
+    }
+
+
+def _from_text(shown: int | None, other: int | None, both: bool) -> Verdict:
+    """From what was said in the order given and, if asked in `both`, in the other, where 1 is response 2."""
+    second = {1: 2, 2: 1}.get(other) if other else None
+    verdict = shown if not both or shown == second else None
+    return {"shown": shown, "swapped": second, "odds_shown": None, "odds_swapped": None, "margin": None,
+            "verdict": verdict}  # fmt: skip
 
 
 Ranker = Callable[[Sequence[dict[str, Any]]], list[Verdict]]
 
 
 def rank(run: Run, rows: list[dict[str, Any]], ranker: Ranker, chunk: int) -> list[dict[str, Any]]:
-    """Write verdicts.jsonl, {id, shown, swapped, margin, verdict}, for rows of responses.jsonl."""
+    """Write verdicts.jsonl, {id} and a Verdict, for rows of responses.jsonl."""
 
     def make(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"id": row["id"], **verdict} for row, verdict in zip(part, ranker(part), strict=True)]
@@ -148,32 +165,43 @@ def preferences(
 def audit(pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """How a judge does on pairs of known quality; every figure is a share of the pairs that it applies to.
 
-    agreement: verdict is the good answer (undecided counts as wrong). undecided: no verdict. flip: the two
-    orders name different answers. first_wins: the answer shown first is named. longer_wins: the longer is.
+    agreement: verdict is the good answer (undecided counts as wrong); `se` is its standard error, clustered by
+    question. undecided: no verdict. flip: the two orders name different answers. first_wins: the answer shown first is
+    named. longer_wins: the longer is. Null where there is nothing that it applies to.
     """
     decided = [(p["responses"], v["verdict"]) for p, v in zip(pairs, verdicts, strict=True) if v["verdict"]]
     ordered = [v for v in verdicts if v["shown"] is not None and v["swapped"] is not None]
     shown_first = [v["shown"] == 1 for v in ordered] + [v["swapped"] == 2 for v in ordered]
     longer = [len(texts[verdict - 1]) > len(texts[2 - verdict]) for texts, verdict in decided]
     right = [v["verdict"] == p["good"] for p, v in zip(pairs, verdicts, strict=True)]
-    by_fault = {
-        f: _mean([r for r, p in zip(right, pairs, strict=True) if p["fault"] == f]) for f in {p["fault"] for p in pairs}
-    }
     return {
         "pairs": len(pairs),
-        "agreement": _mean(right),
+        "questions": len({question_of(p) for p in pairs}),
+        "agreement": mean(right),
+        "se": clustered_se([float(r) for r in right], [question_of(p) for p in pairs]),
         "undecided": 1 - len(decided) / len(pairs) if pairs else None,
-        "flip": _mean([v["shown"] != v["swapped"] for v in ordered]),
-        "first_wins": _mean(shown_first),
-        "longer_wins": _mean(longer),
-        "agreement_by_fault": dict(sorted(by_fault.items())),
+        "flip": mean([v["shown"] != v["swapped"] for v in ordered]),
+        "first_wins": mean(shown_first),
+        "longer_wins": mean(longer),
+        "agreement_by_fault": by_fault(pairs, right),
     }
+
+
+def by_fault(pairs: Sequence[LabelledPair], right: Sequence[bool]) -> dict[str, float]:
+    """Share right of the pairs of each fault, in the order in which the faults come."""
+    found: dict[str, list[bool]] = {}
+    for pair, value in zip(pairs, right, strict=True):
+        found.setdefault(pair["fault"], []).append(value)
+    return {fault: sum(values) / len(values) for fault, values in found.items()}
 
 
 def as_asked(verdicts: Sequence[Verdict], orders: str) -> list[Verdict]:
     """Verdicts asked in both orders, as a judge that is asked in one would have given them."""
-    return [v if orders == "both" or v["shown"] is None else {**v, "verdict": v["shown"]} for v in verdicts]
+    if orders == "both":
+        return list(verdicts)
+    return [v if v["shown"] is None else {**v, "margin": v["odds_shown"], "verdict": v["shown"]} for v in verdicts]
 
 
-def _mean(values: Sequence[bool]) -> float | None:
+def mean(values: Sequence[bool]) -> float | None:
+    """The share that is true; None of nothing."""
     return sum(values) / len(values) if values else None

@@ -15,12 +15,24 @@ class RewardModel(Protocol):
         """One score per (prompt, response)."""
 
 
+_embeddings: dict[Path, "Relevance"] = {}  # opened once in a process, whichever runs it does in turn: 90 MB
+
+
 def open_reward_model(model: str, log: Path) -> RewardModel:
     """ArmoRM-style sequence classifiers, or a sentence-embedding model scored by relevance."""
     folder = resolve(model)
     if (folder / "modules.json").is_file():
-        return Relevance(folder, log)
+        if folder not in _embeddings:
+            _embeddings[folder] = Relevance(folder, log)
+        return _embeddings[folder]
     return SequenceClassifier(folder, log, trust_remote_code=bool(entry_of(model).get("trust_remote_code")))
+
+
+def open_relevance(log: Path) -> "Relevance":
+    """The embedding model of the readings by relevance."""
+    found = open_reward_model(RELEVANCE_MODEL, log)
+    assert isinstance(found, Relevance)
+    return found
 
 
 class Relevance:
@@ -31,6 +43,7 @@ class Relevance:
             from sentence_transformers import SentenceTransformer
 
             self.model: Any = SentenceTransformer(str(folder), device="cpu")
+        self.known: dict[str, Any] = {}  # 1.5 kB a text; questions, good answers and words come again and again
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         x, y = self.vectors(prompts), self.vectors(responses)
@@ -38,7 +51,13 @@ class Relevance:
 
     def vectors(self, texts: Sequence[str]) -> Any:
         """[texts, dimensions], each row of length one."""
-        return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        import numpy as np
+
+        new = [t for t in dict.fromkeys(texts) if t not in self.known]
+        if new:
+            made = self.model.encode(new, normalize_embeddings=True, show_progress_bar=False)
+            self.known |= dict(zip(new, made, strict=True))
+        return np.array([self.known[t] for t in texts])
 
 
 class SequenceClassifier:

@@ -10,14 +10,17 @@ from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError
+from sao_lib.evaluate.instruments import simple_parts
 from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
+from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.runs import MANIFEST, OUTPUTS, identity
 from sao_lib.settings import ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
 SEED_STRIDE = 100  # between replicates; iterations count on from each by one
+ECHOES = "params/data/echoes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -207,13 +210,14 @@ class Chain:
     def _answer(self, name: str, evaluate: Evaluate, model: dict[str, Any], policy: dict[str, str]) -> Planned:
         """A model's answers to the benchmark's instructions; every judge reads the same."""
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump(include=set(Answer.model_fields))}
-        return self._add("answer", name, params, policy, [evaluate.instructions, model["policy"]["chat_template"]])
+        files = [evaluate.instructions, model["policy"]["chat_template"], LABELLED]
+        return self._add("answer", name, params, policy, files)
 
     def _scored(self, name: str, evaluate: Evaluate, model: dict[str, Any], inputs: dict[str, str]) -> Planned:
         files = [evaluate.instructions, evaluate.judge_template, evaluate.judge_chat_template]
         files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
+        files += [] if "calibration" in inputs else [LABELLED, ECHOES]
         files += [evaluate.answers] if evaluate.answers else []
-        files += [] if "calibration" in inputs else [LABELLED]
         params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
@@ -243,6 +247,7 @@ class Chain:
                   "evaluate": s.evaluate.model_dump()}  # fmt: skip
         b = s.chat_benchmarks
         files = [
+            LABELLED,
             b.mt_bench,
             b.arena_hard,
             b.arena_baseline,
@@ -277,14 +282,14 @@ class Chain:
             raise SaoError("Stage rating grades the responses that a feedback source chose, and this row has none.")
         params = {"seed": self.base.seed, **self._model, "rating": s.rating.model_dump()}
         judged = self.roles["judge"]
-        return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template])
+        return self._add("rating", judged.spec["name"], params, {"judge": judged.folder}, [s.rating.template, LABELLED])
 
 
 def by(evaluate: Evaluate, base: Settings) -> str:
     """The part of a readable name that says another evaluation judge reads the answers."""
     if evaluate == base.evaluate:
         return ""
-    if evaluate.judges == ["relevance"]:
+    if all(part in BY_EMBEDDINGS for part in simple_parts(evaluate.judges)):
         return "-by-relevance"
     return f"-by-{hub.short(evaluate.judge_model) if evaluate.judge_model else 'policy'}"
 

@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sao_lib.evaluate.instruments import simple_parts
+from sao_lib.evaluate.gold import FAULTS_EACH, MOVED
+from sao_lib.evaluate.grading import GRADED_QUESTIONS
+from sao_lib.evaluate.instruments import READINGS, simple_parts
 from sao_lib.method.feedback import SOURCES
+from sao_lib.method.labelled import FAULTS
 from sao_lib.method.losses import LOSSES
+from sao_lib.method.readings import BY_EMBEDDINGS, BY_LANGUAGE_MODEL
 from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.plan.chain import Planned
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here
-FAULTS = 5  # labelled pairs to a question
 METRICS = 5  # ratings of a response
-SHARED_ANSWERS = 0.6  # a question's five labelled pairs share the good answer, which is scored once
+SHARED_ANSWERS = 0.55  # a question's labelled pairs share the good answer, which is scored once
+LABELLED = 60  # tokens of a labelled answer
 SCORED = 0.5  # pointwise, the reference's answer has its score already
-POINTWISE = ("likelihood", "reverse", "relevance")
 
 Params = dict[str, Any]
 Runs = Mapping[str, Planned]
@@ -115,17 +118,20 @@ def _synthesize(p: Params, run: Planned, planned: Runs) -> list[Ask]:
 def _judge(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     j, s = p["judge"], _source(run, planned)
     prompt, response = _prompt(s), expected("response", s["max_response_tokens"])
-    pairs, audit = pairs_of(s), FAULTS * j["audit_questions"]
+    pairs, audit = pairs_of(s), min(j["audit_faults"], len(FAULTS)) * j["audit_questions"]
     opens = SOURCES[j["source"]].opens
     if opens == "reward model":
         calls = 2.0 * (pairs + audit)
         return [Ask(j["model"], calls, calls * (prompt + response), starts="transformers")]
     if opens is None:
         return []
+    model = j["model"] or p["policy"]["model"]
+    if j["reading"] in BY_LANGUAGE_MODEL:
+        calls = 2 * pairs + 2 * audit * SHARED_ANSWERS
+        return [Ask(model, calls, calls * (prompt + response + _length("turn")), calls)]
     calls = pairs * (2 if j["orders"] == "both" else 1) + 2 * audit
     form = _form(j["template"]) + _length("turn")
     out = _length("ranking") if j["reading"] == "text" else 1
-    model = j["model"] or p["policy"]["model"]
     return [Ask(model, calls, calls * (form + prompt + 2 * response), calls * out, cap=p["engine"]["max_usd"])]
 
 
@@ -171,10 +177,10 @@ def _instrument(name: str, pairs: float, response: float, p: Params, share: floa
     """What one instrument asks for `pairs` of answers of `response` tokens; `share` of pointwise scores are new."""
     model, cap = _judging(p)
     prompt = expected("prompt", 64)
-    if name in POINTWISE:
-        calls = 2 * pairs * share
-        ready = "transformers" if name == "relevance" else None
-        model, said = (RELEVANCE_MODEL, 0.0) if name == "relevance" else (model, calls)
+    if name in READINGS:
+        calls, embedded = 2 * pairs * share, name in BY_EMBEDDINGS
+        ready = "transformers" if embedded else None
+        model, said = (RELEVANCE_MODEL, 0.0) if embedded else (model, calls)
         return Ask(model, calls, calls * (prompt + response + _length("turn")), said, starts=ready)
     calls = pairs * (2 if name == "ranking" else 1)
     read = _length("form") + prompt + 2 * response
@@ -188,25 +194,30 @@ def _judged(p: Params, pairs: float, response: float, share: float = 1) -> list[
 
 
 def _opened(p: Params, answering: bool = False) -> list[Ask]:
-    """The evaluation judge's start; the same local model that has just answered is kept."""
+    """The evaluation judge's start; the same local model that has just answered is kept, embeddings ask none."""
     model, cap = _judging(p)
+    if p.get("chat_benchmarks") is None and all(n in BY_EMBEDDINGS for n in simple_parts(p["evaluate"]["judges"])):
+        return []
     kept = answering and model == p["policy"]["model"]
     return [] if kept or model.startswith("openai/") else [Ask(model, cap=cap)]
 
 
 def _answer(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     e, policy = p["evaluate"], p["policy"]
-    read = e["n"] * (_turn(policy) + expected("prompt", 64))
-    return [Ask(policy["model"], e["n"], read, e["n"] * expected("response", e["max_tokens"]))]
+    prompt, response = _turn(policy) + expected("prompt", 64), expected("response", e["max_tokens"])
+    read = e["n"] * prompt + (1 + FAULTS_EACH) * e["gold_questions"] * (prompt + LABELLED)
+    if "policy" in run.inputs:
+        read += 2 * min(MOVED, e["n"]) * (prompt + response)  # by it and by the untrained model
+    return [Ask(policy["model"], e["n"], read, e["n"] * response)]
 
 
 def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     e = p["evaluate"]
     response, out = expected("response", e["max_tokens"]), _opened(p)
     if "calibration" not in run.inputs:
-        labelled = FAULTS * e["labelled_questions"]
+        labelled = len(FAULTS) * e["labelled_questions"]
         names = simple_parts(e["judges"])
-        out += [_instrument(name, labelled, min(response, 80), p, SHARED_ANSWERS) for name in names]
+        out += [_instrument(name, labelled, LABELLED, p, SHARED_ANSWERS) for name in names]
     return out + _judged(p, e["n"], response, 1 if "calibration" not in run.inputs else SCORED)
 
 
@@ -219,6 +230,7 @@ def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     model, cap = _judging(p)
     said = expected("verdict", b["mt_bench_judge_tokens"]) if b["reading"] == "text" else 1
     rated = mt * (2 * _length("form") + 3 * (prompt + told))  # turn 2 shows both
+    rated += 2 * GRADED_QUESTIONS * (_length("form") + LABELLED)
     out.append(Ask(model, 2 * mt, rated, 2 * mt * said, starts=None, cap=cap))
     if b["reading"] != "text":
         return out + _judged(p, arena, response)
@@ -249,11 +261,14 @@ def _math500(p: Params, run: Planned, planned: Runs) -> list[Ask]:
 
 def _rating(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     r, s = p["rating"], _source(run, planned)
-    n = min(r["n"], _length("decided") * pairs_of(s))
-    calls, out = (n, expected("verdict", 100)) if r["reading"] == "text" else (n * METRICS, 1.0)
-    read = _length("form") + _prompt(s) + expected("response", s["max_response_tokens"])
+    n, graded = min(r["n"], _length("decided") * pairs_of(s)), 2 * GRADED_QUESTIONS
+    asked, out = (1, expected("verdict", 100)) if r["reading"] == "text" else (METRICS, 1.0)
+    calls = asked * (n + graded)
+    shown = n * (_prompt(s) + expected("response", s["max_response_tokens"])) + graded * LABELLED
+    read = calls * _length("form") + asked * shown
+    cached = (asked - 1) * shown  # requests about one response begin alike
     cap = float((r["engine"] or p["engine"])["max_usd"])
-    return [Ask(r["model"] or p["policy"]["model"], calls, calls * read, calls * out, cap=cap)]
+    return [Ask(r["model"] or p["policy"]["model"], calls, read, calls * out, cached, cap=cap)]
 
 
 def _logits(p: Params, run: Planned, planned: Runs) -> list[Ask]:

@@ -11,15 +11,16 @@ from typing import Any
 
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.alpaca_eval import mean_length
+from sao_lib.evaluate.instruments import read_by
 from sao_lib.evaluate.rating import METRICS
 from sao_lib.hub import short
 from sao_lib.method.losses import LOSSES
-from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.report import measured
 from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
 
 MISSING = "not run"
-NOTHING = "-"  # this row has no such thing
+NOTHING = measured.NOTHING
 PUBLISHED = ("lc", "lc_se", "wr", "se", "n", "judge", "model")
 NOT_PUBLISHED = "not on the leaderboard"
 
@@ -59,8 +60,8 @@ def _judge(row: TableRow) -> str:
         return "GPT-4-Turbo (published)"
     run = row.run("evaluate" if row.has("evaluate") else "chat_benchmarks")
     judge = run.results["judge"]
-    model = RELEVANCE_MODEL if judge["instrument"] == "relevance" else judge["model"]  # embeddings ask no judge
-    return f"{short(model)}, {judge['instrument']}"
+    models = read_by(judge["instrument"], judge["model"])
+    return f"{' + '.join(map(short, models))}, {judge['instrument']}"
 
 
 def policy_name(row: TableRow) -> str:
@@ -119,8 +120,9 @@ def _of(stage: str, header: str, *keys: str, decimals: int = 2) -> Column:
 
 
 def _turns(row: TableRow) -> str:
-    found = row.run("chat_benchmarks").results["mt_bench"]
-    return f"{found['turn1']:.2f} / {found['turn2']:.2f}"
+    results = row.run("chat_benchmarks").results
+    found = results["mt_bench"]
+    return _signal(results["mt_bench_grader"], f"{found['turn1']:.2f} / {found['turn2']:.2f}")
 
 
 def _interval(row: TableRow) -> str:
@@ -136,17 +138,34 @@ def _task(name: str) -> Callable[[TableRow], str]:
     return value
 
 
+def _signal(grader: dict[str, Any], text: str) -> str:
+    """`text`, unless its grader cannot tell good answers from bad ones."""
+    if grader["signal"]:
+        return text
+    return f"no signal ({100 * (grader['agreement'] or 0):.0f}% right, SE {100 * (grader['se'] or 0):.0f})"
+
+
+def _mt_bench(key: str) -> Callable[[TableRow], Any]:
+    def value(row: TableRow) -> Any:
+        results = row.run("chat_benchmarks").results
+        return _signal(results["mt_bench_grader"], f"{results['mt_bench'][key]:.2f}")
+
+    return value
+
+
 def _average(row: TableRow) -> str:
     if row.has("rating"):
-        return f"{row.run('rating').results['average']:.2f}"
+        results = row.run("rating").results
+        return _signal(results["grader"]["average"], f"{results['average']:.2f}")
     found = row.run("leaderboard").results
     return f"{found['average']:.2f} (SE {found['average_se']:.1f})"
 
 
 def _rating(metric: str) -> Callable[[TableRow], str]:
     def value(row: TableRow) -> str:
-        found = row.run("rating").results["metrics"][metric]
-        return f"{found['mean']:.2f} (SE {found['se']:.2f})"
+        results = row.run("rating").results
+        found = results["metrics"][metric]
+        return _signal(results["grader"][metric], f"{found['mean']:.2f} (SE {found['se']:.2f})")
 
     return value
 
@@ -160,6 +179,15 @@ COLUMNS: dict[str, Column] = {
     "wr": Column("Our WR (%)", _score("wr"), stages=("evaluate",)),
     "se": Column("WR SE", _score("se"), 1, stages=("evaluate",)),
     "n": Column("n", _score("n"), 0, stages=("evaluate",)),
+    "adjusted": Column("Length-adjusted WR (%)", measured.adjusted(0), 1, stages=("evaluate",)),
+    "adjusted_se": Column("its SE", measured.adjusted(1), 1, stages=("evaluate",)),
+    "direct": Column("Wins against untrained (%)", measured.against_untrained("direct"), 1, stages=("evaluate",)),
+    "direct_se": Column("SE of these", measured.against_untrained("direct_se"), 1, stages=("evaluate",)),
+    "margin": Column("Mean margin against untrained", measured.against_untrained("margin"), 3, stages=("evaluate",)),
+    "margin_se": Column("SE of the margin", measured.against_untrained("margin_se"), 3, stages=("evaluate",)),
+    "gold_accuracy": Column("Good above bad by log p (%)", measured.gold_accuracy, stages=("evaluate",)),
+    "gold_margin": Column("Change of that margin (nats a token)", measured.gold_margin, stages=("evaluate",)),
+    "kl": Column("KL from untrained (nats a token)", measured.kl, 3, stages=("evaluate",)),
     "judge": Column("Evaluation judge", _judge, stages=("evaluate", "chat_benchmarks")),
     "model": Column("What ran", policy_name, stages=MEASURED),
     "length": Column("Mean answer (characters)", _length, 0, stages=("evaluate",)),
@@ -167,14 +195,17 @@ COLUMNS: dict[str, Column] = {
     "runs": Column("Runs (SD of WR)", _runs, whole=True),
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
+    "agreement": Column("Source right on labelled pairs (%)", measured.agreement, stages=("judge",)),
+    "flip": Column("Flips with the order (%)", measured.audited("flip"), 0, stages=("judge",)),
+    "longer_wins": Column("Prefers the longer (%)", measured.audited("longer_wins"), 0, stages=("judge",)),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),
     "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stages=("synthesize",)),
     "diversity": Column(
         "Embedding diversity", lambda row: row.run("synthesize").results["diversity"], stages=("synthesize",)
     ),
     "prompts": _of("synthesize", "Prompts", "usable", decimals=0),
-    "mt_bench": _of("chat_benchmarks", "Our MT-Bench", "mt_bench", "score"),
-    "mt_bench_se": _of("chat_benchmarks", "SE", "mt_bench", "se"),
+    "mt_bench": Column("Our MT-Bench", _mt_bench("score"), stages=("chat_benchmarks",)),
+    "mt_bench_se": Column("SE", _mt_bench("se"), stages=("chat_benchmarks",)),
     "mt_bench_turns": Column("Turn 1 / 2", _turns, stages=("chat_benchmarks",)),
     "mt_bench_n": _of("chat_benchmarks", "n (ratings)", "mt_bench", "n", decimals=0),
     "arena_hard": _of("chat_benchmarks", "Our Arena-Hard (%)", "arena_hard", "score", decimals=1),

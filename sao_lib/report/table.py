@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sao_lib.evaluate.instruments import read_by
 from sao_lib.files import write_atomic
 from sao_lib.hub import short
 from sao_lib.report import claims as tests
@@ -42,7 +43,7 @@ def caption(run: Run, rows: TableRows) -> str:
     """What ran, in sentences: models, sizes, judges with their measured agreement, and what that can tell."""
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
-    lines += _judges(rows)
+    lines += _judges(rows) + _graders(rows) + _the_same(rows)
     differs = sentences(experiment.printed_in or run.params["experiment"], profile)
     lines += differs
     if experiment.paper_setting and not differs:
@@ -96,25 +97,86 @@ def _judges(rows: TableRows) -> list[str]:
     return [_judge_sentence(run) for run in found.values()]
 
 
+def _graders(rows: TableRows) -> list[str]:
+    """One sentence per grader of table 2 and 7, with its own agreement on labelled pairs."""
+    said = {}
+    for row in rows.values():
+        if row.has("chat_benchmarks"):
+            run = row.run("chat_benchmarks")
+            who = f"MT-Bench's grader, {short(run.results['judge']['model'])} in {run.results['reading']},"
+            said[who] = run.results["mt_bench_grader"]
+        if row.has("rating"):
+            results = row.run("rating").results
+            said[f"The rater, {results['rater']}, by its average,"] = results["grader"]["average"]
+    return [
+        f"{who} is right on {100 * (g['agreement'] or 0):.0f}% (SE {100 * (g['se'] or 0):.0f}) of {g['n']} labelled "
+        + ("pairs." if g["signal"] else "pairs, which is no signal: no digits are printed.")
+        for who, g in said.items()
+    ]
+
+
 def _judge_sentence(run: Run) -> str:
     found, judge = run.results["calibration"], run.results["judge"]
     measured = "not measured on labelled pairs"
     if found["pairs"]:
-        agreement = 100 * found["agreement"][found["chosen"]]
+        agreement = 100 * found["agreement"]
         se = "no SE from one question" if found["se"] is None else f"SE {100 * found['se']:.1f}"
         measured = (
             f"which agrees with {agreement:.1f}% ({se}) of {found['pairs']} labelled pairs "
             "that were not used to choose it"
         )
-    term = (
-        "LC controls for length alone, because these instructions have no published difficulty, and extrapolates where "
-        "nearly all answers are longer than the reference's; its SE is a bootstrap"
-    )
+    term = "no LC, which needs AlpacaEval's own instructions"
     if run.params["evaluate"]["length_term"] == "alpaca_eval":
         term = "LC is the official regression with its difficulty of GPT-4's time"
-    model = "sentence embeddings" if found["chosen"] == "relevance" else short(judge["model"])
+    model = " and ".join(short(m) for m in read_by(found["chosen"], judge["model"]))
     verdicts = "Verdicts are discrete" if judge["verdict"] == "discrete" else "Verdicts are weighted by probability"
-    return f"Judge: {model} read by `{found['chosen']}`, {measured}. {verdicts}; WR and SE by alpaca-eval; {term}."
+    fails = _fails_at(found)
+    return (
+        f"Judge: {model} read by `{found['chosen']}`, {measured}.{fails} {verdicts}; WR and SE by alpaca-eval; {term}."
+    )
+
+
+def _fails_at(found: dict[str, Any]) -> str:
+    """What the chosen instrument gets wrong, worst first, and how often an echo of the question wins."""
+    faults = {k: v["agreement"] for k, v in found["by_fault"].items() if v["agreement"] is not None}
+    low = sorted((share, fault) for fault, share in faults.items() if share < 0.9)
+    text = (
+        " It fails most at " + ", ".join(f"{fault} ({100 * share:.0f}%)" for share, fault in low[:3]) + "."
+        if low
+        else ""
+    )
+    own = found["candidates"][found["chosen"]]
+    if own["parrot_pairs"]:
+        text += f" An echo of the question beats the good answer in {100 * own['parrot']:.0f}% of {own['parrot_pairs']}"
+        text += (
+            f", one in other words in {100 * own['by_hand']:.0f}% of {own['by_hand_pairs']}."
+            if own["by_hand_pairs"]
+            else "."
+        )
+    return text
+
+
+def _the_same(rows: TableRows) -> list[str]:
+    """Rows in which two of judge, policy and source are one model, said in a sentence for each such pair."""
+    found: dict[str, list[str]] = {}
+    for row in rows.values():
+        if not row.ours or not row.has("evaluate"):
+            continue
+        run = row.run("evaluate")
+        judge = set(read_by(run.results["judge"]["instrument"], run.results["judge"]["model"]))
+        roles = {"the policy": run.params["policy"]["model"]}
+        if row.has("judge"):
+            asked = row.run("judge").params
+            own = (asked.get("policy") or {}).get("model") if asked["judge"]["source"] == "llm" else None
+            roles["the feedback source"] = asked["judge"].get("model") or own
+        for role, model in roles.items():
+            if model in judge:
+                found.setdefault(f"{short(model)} is the evaluation judge and {role}", []).append(row.label)
+        if len(roles) == 2 and roles["the policy"] == roles["the feedback source"]:
+            found.setdefault(f"{short(roles['the policy'])} is the policy and the feedback source", []).append(
+                row.label
+            )
+    return [f"{what} in: {'; '.join(labels)}." for what, labels in found.items()]
 
 
 def claims(run: Run, rows: TableRows) -> list[dict[str, Any]]:
