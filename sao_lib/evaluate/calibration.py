@@ -59,10 +59,12 @@ def calibrate(
 
 
 def _refusal(name: str, candidate: dict[str, Any]) -> str | None:
-    """Why a candidate is refused, in a sentence; None if no parrot beats it, or echoes are too few to tell."""
+    """Why a candidate is refused, in a sentence; None if no parrot beats it, or labelled pairs are too few to tell."""
+    if candidate["parrot_pairs"] < FEWEST_ECHOES:
+        return None
     for kind, said in (("parrot", "only repeat their question"), ("by_hand", "say their question in other words")):
         share, pairs = candidate[kind], candidate[f"{kind}_pairs"]
-        if pairs >= FEWEST_ECHOES and share > PARROT_LIMIT:
+        if pairs and share > PARROT_LIMIT:
             return f"`{name}` is refused: answers that {said} beat the good one in {100 * share:.0f}% of {pairs} pairs."
     return None
 
