@@ -95,6 +95,7 @@ class Synthesize(Strict):
     temperature: float = Field(ge=0)
     max_prompt_tokens: int = Field(ge=8)
     max_response_tokens: int = Field(ge=8)
+    sentences: int | None = Field(default=None, ge=1, description="a response ends after so many; null: where it ends")
     filter: Literal["drop", "log"] = Field(default="drop", description="prompts with a fault: left out, or noted only")
     max_words: int = Field(default=150, ge=5, description="a longer prompt has a fault")
     chunk: int = Field(ge=1)

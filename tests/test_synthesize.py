@@ -142,3 +142,17 @@ def test_a_base_models_prompt_ends_where_its_line_does() -> None:
     assert synthesize.ended(" need bread.\n\nGuess a prompt", False, "\n") == (" need bread.", True)
     assert synthesize.ended(" need bread", False, "\n") == (" need bread", False)
     assert synthesize.ended(" need bread", True, None) == (" need bread", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("One. Two! Three?", "One. Two!"),
+        ('He said "No." Then he left. And slept.', 'He said "No." Then he left.'),
+        ("Version 2.5 is out. It works", "Version 2.5 is out. It works"),
+        ("Only one.", "Only one."),
+    ],
+)
+def test_a_response_ends_after_its_second_sentence_where_the_profile_says_so(text: str, kept: str) -> None:
+    assert synthesize.first_sentences(text, 2) == kept
+    assert synthesize.first_sentences(text, None) == text

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Conversation, Engine, seed_for, user_turn
+from sao_lib.engines import Completion, Conversation, Engine, seed_for, user_turn
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.runs import Run
@@ -181,13 +181,25 @@ def make_responses(
         requests = [user_turn(policy, row["prompt"]) for row in part for _ in range(2)]
         seeds = [seed_for(seed, row["id"], sample) for row in part for sample in (1, 2)]
         out = engine.generate(requests, settings.max_response_tokens, settings.temperature, seeds)
-        parts = [{"text": c.text.strip(), "finished": c.finished, "tokens": c.tokens_out} for c in out]
+        parts = [_response(c, settings.sentences) for c in out]
         return [
             {"id": row["id"], "prompt": row["prompt"], "responses": parts[2 * i : 2 * i + 2]}
             for i, row in enumerate(part)
         ]
 
     return in_chunks(run, "responses.jsonl", answered, make, settings.chunk)
+
+
+def _response(completion: Completion, sentences: int | None) -> dict[str, Any]:
+    text, before = completion.text.strip(), first_sentences(completion.text.strip(), sentences)
+    finished = completion.finished or before != text
+    return {"text": before, "finished": finished, "tokens": completion.tokens_out}
+
+
+def first_sentences(text: str, most: int | None) -> str:
+    """`text` up to the end of its sentence number `most`; all of it where that is None or it has no more."""
+    ends = [found.end() for found in re.finditer(r"[.!?][\"')\]]*(?=\s)", text)] if most else []
+    return text[: ends[most - 1]] if most and len(ends) >= most else text
 
 
 def normal(prompt: str) -> str:
