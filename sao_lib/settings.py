@@ -119,6 +119,7 @@ class Judge(Strict):
     audit_faults: int = Field(default=3, ge=1, description="of a labelled question's faults, taken in turn")
     chunk: int = Field(default=64, ge=1)
     salt: int = Field(default=0, ge=0, description="of source `random`: another coin for the same pairs")
+    corrupted: float = Field(default=0, ge=0, le=1, description="of source `gold`: share of verdicts that are turned")
 
 
 class Train(Strict):

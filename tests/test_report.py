@@ -93,7 +93,13 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
         },
         "evaluate": {
             "annotations.jsonl": [
-                {"instruction": f"Why {i}?", "output_1": "So.", "output_2": "Because.", "preference": 1.0 + n % 2}
+                {
+                    "instruction": f"Why {i}?",
+                    "output_1": "So.",
+                    "output_2": "Because.",
+                    "preference": 1.0 + n % 2,
+                    "margin_untrained": 1.0 - 2 * (n % 2),
+                }
                 for n, i in enumerate(ids)
             ],
         },

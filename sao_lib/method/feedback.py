@@ -14,8 +14,8 @@ from sao_lib.engines import Engine, give_back, open_engine, seed_for
 from sao_lib.files import Record
 from sao_lib.method.judge import Verdict, llm_verdicts, pairs_of, verdict_of
 from sao_lib.method.labelled import LabelledPair
-from sao_lib.method.readings import BY_LANGUAGE_MODEL, by_language_model
-from sao_lib.method.rewards import RewardModel, open_reward_model
+from sao_lib.method.readings import BY_LANGUAGE_MODEL, by_embeddings, by_language_model
+from sao_lib.method.rewards import RewardModel, open_relevance, open_reward_model
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.settings import Judge, Policy
 
@@ -25,12 +25,7 @@ class Source:
 
     key: ClassVar[str]
     opens: ClassVar[Literal["engine", "reward model"] | None] = None
-    reads: ClassVar[tuple[str, ...]] = (
-        "source",
-        "audit_questions",
-        "audit_faults",
-        "chunk",
-    )  # fields of settings.Judge
+    reads: ClassVar[tuple[str, ...]] = ("source", "audit_questions", "audit_faults", "chunk")  # of settings.Judge
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
@@ -120,6 +115,42 @@ class Reward(Source):
         return [verdict_of(a - b) for a, b in zip(one, two, strict=True)]
 
 
+class Gold(Source):
+    """A judge that a controlled experiment calls right, with a stated share of its verdicts turned (ours).
+
+    It reads how much an answer adds that is to the point, by embeddings: no policy, no other source, and no parrot's
+    friend. With every verdict turned it is a positive control, which must teach the opposite.
+    """
+
+    key = "gold"
+    reads = (*Source.reads, "corrupted")
+    READING = "added_new"
+
+    def __init__(
+        self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
+    ) -> None:
+        super().__init__(judge, policy, engine, seed, log)
+        self.model = open_relevance(log)
+
+    @property
+    def printed(self) -> str:
+        turned = f", {100 * self.judge.corrupted:.0f}% of its verdicts turned" if self.judge.corrupted else ""
+        return f"gold: embeddings, {self.READING}{turned}"
+
+    @classmethod
+    def folder_name(cls, judge: Judge) -> str:
+        return f"{cls.key}-{100 * judge.corrupted:.0f}-corrupted" if judge.corrupted else cls.key
+
+    def verdicts(self, rows: Sequence[Record], both: bool | None = None) -> list[Verdict]:
+        pairs = [(r["prompt"], r["responses"][k]["text"]) for r in rows for k in (0, 1)]
+        scores = by_embeddings(self.model, self.READING, pairs)
+        margins = [one - two for one, two in zip(scores[::2], scores[1::2], strict=True)]
+        return [verdict_of(-m if self._turned(r) else m) for r, m in zip(rows, margins, strict=True)]
+
+    def _turned(self, row: Record) -> bool:
+        return random.Random(seed_for(self.seed, row["id"], -1)).random() < self.judge.corrupted
+
+
 class LanguageModel(Source):
     """A language model's ranking (SAO 3.3, eq. 3): the policy's own, or that of the model which `judge` names.
 
@@ -128,7 +159,7 @@ class LanguageModel(Source):
 
     key = "llm"
     opens = "engine"
-    reads = tuple(name for name in Judge.model_fields if name != "salt")
+    reads = tuple(name for name in Judge.model_fields if name not in ("salt", "corrupted"))
 
     def __init__(
         self, judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path
@@ -182,7 +213,7 @@ class LanguageModel(Source):
         give_back(self.engine)
 
 
-SOURCES: dict[str, type[Source]] = {source.key: source for source in (LanguageModel, Reward, Shorter, Chance)}
+SOURCES: dict[str, type[Source]] = {source.key: source for source in (LanguageModel, Reward, Shorter, Chance, Gold)}
 
 
 def open_source(judge: Judge, policy: Policy | None, engine: EngineSettings | None, seed: int, log: Path) -> Source:

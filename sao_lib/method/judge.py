@@ -195,6 +195,15 @@ def by_fault(pairs: Sequence[LabelledPair], right: Sequence[bool]) -> dict[str, 
     return {fault: sum(values) / len(values) for fault, values in found.items()}
 
 
+def write_audit(run: Run, pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> None:
+    """Write audit.jsonl, {id: question-fault, good, verdict, shown, swapped}: what a test of the source's shares reads."""
+    rows = [
+        {"id": p["id"], "good": p["good"], "verdict": v["verdict"], "shown": v["shown"], "swapped": v["swapped"]}
+        for p, v in zip(pairs, verdicts, strict=True)
+    ]
+    write_rows(run.folder / "audit.jsonl", rows)
+
+
 def as_asked(verdicts: Sequence[Verdict], orders: str) -> list[Verdict]:
     """Verdicts asked in both orders, as a judge that is asked in one would have given them."""
     if orders == "both":
