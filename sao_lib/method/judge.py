@@ -196,7 +196,7 @@ def by_fault(pairs: Sequence[LabelledPair], right: Sequence[bool]) -> dict[str, 
 
 
 def write_audit(run: Run, pairs: Sequence[LabelledPair], verdicts: Sequence[Verdict]) -> None:
-    """Write audit.jsonl, {id: question-fault, good, verdict, shown, swapped}: what a test of the source's shares reads."""
+    """Write audit.jsonl, {id: question-fault, good, verdict, shown, swapped}: what tests of the source read."""
     rows = [
         {"id": p["id"], "good": p["good"], "verdict": v["verdict"], "shown": v["shown"], "swapped": v["swapped"]}
         for p, v in zip(pairs, verdicts, strict=True)
