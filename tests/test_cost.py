@@ -37,7 +37,7 @@ def test_a_judge_by_hand() -> None:
     runs = planned("cpu", "table6")
     (ask,) = asks(of_stage(runs, "judge", "self"), runs)
     form = (Path(__file__).parents[1] / "params/templates/ranking_small.yaml").stat().st_size / 4.2 + 10
-    calls = 2 * 36 + 2 * 3 * 20  # pairs and audit, both in both orders
+    calls = 2 * 88 + 2 * 3 * 20  # pairs, and three faults of each of the audit's questions, both in both orders
     assert ask.calls == calls
     assert ask.tokens_in == pytest.approx(calls * (form + 0.7 * 80 + 2 * 0.7 * 96))
     assert ask.tokens_out == calls
