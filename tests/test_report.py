@@ -98,7 +98,7 @@ def fake_files(run: Planned) -> dict[str, list[dict[str, Any]]]:
                     "output_1": "So.",
                     "output_2": "Because.",
                     "preference": 1.0 + n % 2,
-                    "margin_untrained": 1.0 - 2 * (n % 2),
+                    "margin_untrained": 1.0 if n == 0 else -1.0,
                 }
                 for n, i in enumerate(ids)
             ],
@@ -266,9 +266,10 @@ def test_a_table_with_replicates_shows_means_runs_and_its_control_above_everythi
     assert shown["Untrained"]["Runs (SD of WR)"] == "1"
     table.write_tables(run, rows, table.claims(run, rows))
     page_text = (run.folder / "smoke-replicates.md").read_text()
-    assert page_text.index("Controls as they must be: 1 of 1.") < page_text.index("| Row |")
+    assert page_text.index("Controls as they must be: 2 of 2.") < page_text.index("| Row |")
     written = json.loads((run.folder / "claims.json").read_text())
-    assert [c["verdict"] for c in written["claims"]] == ["undecided", "undecided"]
+    of_controls = {c["control"]: c["verdict"] for c in written["claims"] if c["control"]}
+    assert of_controls == {"placebo": "undecided", "positive": "supported"}
     assert [c["control"] for c in written["claims"]] == [None, "placebo"]
 
 
