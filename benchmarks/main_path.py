@@ -168,10 +168,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", default="all")
     parser.add_argument("--keep", type=Path, help="copy the outputs there")
+    parser.add_argument("--folder", type=Path, help="clone there instead of into a temporary folder; it stays")
     parser.add_argument("--no-tests", action="store_true", help="leave out make test")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        clone = Path(scratch) / "suite"
+        clone = (given.folder or Path(scratch)) / "suite"
         subprocess.run(["git", "clone", "--quiet", str(HERE.parent), str(clone)], check=True)
         first = ceiling()
         found = {

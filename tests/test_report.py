@@ -30,7 +30,7 @@ N = 8
 def fake_results(run: Planned) -> dict[str, Any]:
     """Results in the schema that the stage's notebook writes."""
     p = run.spec["params"]
-    scores = {"wr": 50.0, "se": 6.0, "lc": 48.0, "lc_se": 7.0, "n": N}
+    scores = {"wr": 50.0, "se": 6.0, "lc": None, "lc_se": None, "n": N}
     judge = {"model": "embedded/smollm2-135m-instruct", "instrument": "reverse", "verdict": "discrete"}
     own = {"parrot": 0.02, "parrot_pairs": 60, "by_hand": 0.04, "by_hand_pairs": 24}
     wrong = {"wrong": {"agreement": 0.5, "n": 30, "se": 0.09}, "echo": {"agreement": 1.0, "n": 30, "se": 0.0}}

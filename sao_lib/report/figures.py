@@ -41,7 +41,10 @@ def _measured(row: TableRow, metric: str) -> Bar | None:
     measure = MEASURES[metric]
     if not any(map(row.has, measure.stages)):
         return None
-    value, left, right = (fmean(part) for part in zip(*map(measure.of, row.replicates), strict=True))
+    found = [measure.of(run) for run in row.replicates]
+    if any(value is None for value, *_ in found):  # such as LC where AlpacaEval's own instructions are not asked
+        return None
+    value, left, right = (fmean(part) for part in zip(*found, strict=True))
     return value, left, right
 
 
