@@ -17,6 +17,7 @@ from sao_lib.files import file_digest
 from sao_lib.progress import quiet
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
+PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # of a hub model: no code, no second copy
 CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
 
 
@@ -48,6 +49,20 @@ def check(name: str) -> None:
         _source(name, _entry(name))
     elif not name.startswith("openai/") and not _local(name):
         _hub(name, dry_run=True)
+
+
+def to_fetch_gib(name: str) -> float:
+    """GiB of a hub model that are not on this machine yet; 0 of others, and where the hub does not say."""
+    if name.startswith(("embedded/", "openai/")) or _local(name):
+        return 0.0
+    from huggingface_hub import snapshot_download
+
+    repo, revision = hub.model(name)
+    try:
+        files = snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, dry_run=True)
+    except Exception:
+        return 0.0  # fetching it says why
+    return sum(file.file_size or 0 for file in files if file.will_download) / 2**30
 
 
 def entry_of(name: str) -> dict[str, Any]:
@@ -207,9 +222,8 @@ def _hub(name: str, dry_run: bool = False) -> Path:
     from huggingface_hub.utils import HFValidationError
 
     repo, revision = hub.model(name)
-    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.py"]
     try:
-        found = snapshot_download(repo, revision=revision, allow_patterns=["config.json"] if dry_run else patterns)
+        found = snapshot_download(repo, revision=revision, allow_patterns=["config.json"] if dry_run else PATTERNS)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise SaoError(
             f"The model {name} cannot be had: it is neither embedded nor a local folder, and the hub says: "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sao_lib.engines.models import entry_of, resolve
+from sao_lib.engines.models import resolve
 from sao_lib.progress import quiet
 
 RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
@@ -19,13 +19,15 @@ _embeddings: dict[Path, "Relevance"] = {}  # opened once in a process, whichever
 
 
 def open_reward_model(model: str, log: Path) -> RewardModel:
-    """ArmoRM-style sequence classifiers, or a sentence-embedding model scored by relevance."""
+    """ArmoRM, a sequence classifier, or a sentence-embedding model scored by relevance."""
     folder = resolve(model)
     if (folder / "modules.json").is_file():
         if folder not in _embeddings:
             _embeddings[folder] = Relevance(folder, log)
         return _embeddings[folder]
-    return SequenceClassifier(folder, log, trust_remote_code=bool(entry_of(model).get("trust_remote_code")))
+    from sao_lib.method.armorm import ArmoRM, is_armorm
+
+    return ArmoRM(folder, log) if is_armorm(folder) else SequenceClassifier(folder, log)
 
 
 def open_relevance(log: Path) -> "Relevance":
@@ -61,18 +63,16 @@ class Relevance:
 
 
 class SequenceClassifier:
-    """A reward model with one scalar score (ArmoRM's `score` field, or a one-logit head), one row at a time."""
+    """A reward model of transformers' own with a one-logit head, one row at a time."""
 
-    def __init__(self, folder: Path, log: Path, trust_remote_code: bool) -> None:
+    def __init__(self, folder: Path, log: Path) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with quiet(log):
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
-            )
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
         self.model = self.model.to(self.device).eval()
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -83,7 +83,5 @@ class SequenceClassifier:
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             ids: Any = self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
             with torch.no_grad():
-                result = self.model(**ids.to(self.device))
-            score = getattr(result, "score", None)
-            out.append(float((result.logits if score is None else score).flatten()[0]))
+                out.append(float(self.model(**ids.to(self.device)).logits.flatten()[0]))
         return out
