@@ -50,8 +50,10 @@ class Machine(Strict):
 
     gpus: int = Field(ge=0)
     memory_gib: float = Field(gt=0)
+    card_gib: float = Field(default=0, ge=0, description="memory that a card must have")
     jobs: int | None = Field(default=None, ge=1, description="jobs at once; null: as the machine allows")
     minutes: int = Field(default=60, ge=1)
+    pending_minutes: int = Field(default=1440, ge=1, description="that a pod may wait for a node")
     cpus: int = Field(default=1, ge=1)
     group: int = Field(default=8, ge=1, description="runs of one stage and model that one job does in turn, at most")
     stages: dict[Stage, StageNeed] = {}
@@ -278,7 +280,8 @@ class Preset(Strict):
 
     `label` names the stand-in where the profile cannot have the paper's, or which of several it is. `trained` says
     whether a row that uses it is trained here, where that differs from what the row says. With the variable
-    `unless_env` in the environment the paper's own is possible: `instead` holds, unlabelled.
+    `unless_env` in the environment the paper's own is possible: `instead` holds, and `instead_label` where even then
+    something stands in.
     """
 
     label: str | None = None
@@ -286,6 +289,7 @@ class Preset(Strict):
     settings: dict[str, Any]
     unless_env: str | None = None
     instead: dict[str, Any] = {}
+    instead_label: str | None = None
 
 
 class Settings(Strict):

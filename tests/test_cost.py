@@ -54,10 +54,10 @@ def test_a_training_by_hand_on_gpus() -> None:
     assert ask.tokens_in == pytest.approx(256 * 2 * 560)  # held-out pairs are read once
     assert ask.steps == 3 * 256  # before, after 50 of 78 steps, and at the end
     per_token, peak = 9.24e9, 312e12
-    busy = 4 / 3 * 6 * per_token * trained / (0.3 * peak)  # checkpointing goes forward twice
+    busy = 4 / 3 * 6 * per_token * trained / (0.15 * peak)  # checkpointing goes forward twice
     busy += 2 * per_token * ask.tokens_in / (0.4 * peak)
     cards = 4 * (20 + 120 + 3 * 256 / 25)  # all four wait for the notebook, the launch and each step
-    seconds = busy + cards + 2 * 9.24 / 2  # loading 18 GB at 2 GB/s
+    seconds = busy + cards + 4 * 2 * 9.24 / 2  # all four wait for 18 GB at 2 GB/s
     found = cost.estimate(run, runs)
     assert found.device_hours * 3600 == pytest.approx(seconds)
     assert found.disk_gib == pytest.approx(9.24e9 * (2 + 12) / 2**30, rel=0.01)  # saved, and one checkpoint at the end
@@ -69,6 +69,7 @@ def test_an_api_judge_by_hand() -> None:
     found = cost.estimate(run, runs)
     assert found.calls == 11_000 + 2 * 3 * 40
     (ask,) = asks(run, runs)
+    assert found.device_hours == 0  # no card waits for the API
     assert found.usd == pytest.approx((0.15 * ask.tokens_in + 0.60 * 10 * 11_240) / 1e6)
 
 
@@ -181,6 +182,7 @@ def test_what_is_done_is_not_held_against_the_cap(tmp_path: Path, monkeypatch: p
 
 def test_reproduce_asks_the_cap_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr("sao_lib.engines.openai_api._listed", lambda url, key: frozenset({"gpt-4o"}))
     monkeypatch.setattr(chain, "OUTPUTS", tmp_path)
     started: list[object] = []
     monkeypatch.setattr(reproduce, "run_graph", lambda *given: started.append(given))
@@ -193,6 +195,7 @@ def test_what_is_to_be_made_again_is_held_against_the_cap_before_it_is_set_aside
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr("sao_lib.engines.openai_api._listed", lambda url, key: frozenset({"gpt-4o"}))
     runs = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
     for run in runs:
         run.path.mkdir(parents=True)

@@ -10,13 +10,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from sao_lib.engines import Completion, Conversation
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, in_one_line
 from sao_lib.files import Record, append_rows, digest, resume_rows
 from sao_lib.settings import PARAMS, read_yaml
 from sao_lib.settings import Engine as EngineSettings
@@ -35,6 +36,40 @@ def require_key(model: str) -> None:
     """Raise SaoError unless OPENAI_API_KEY is set."""
     if not os.environ.get("OPENAI_API_KEY"):
         raise SaoError(f"{model} needs OPENAI_API_KEY in the environment (and OPENAI_BASE_URL for another server).")
+
+
+def check(model: str) -> None:
+    """Raise SaoError unless the API takes OPENAI_API_KEY and lists `openai/...`: models are shut down over the years.
+
+    A server that keeps no list is believed to have the model.
+    """
+    require_key(model)
+    listed = _listed(os.environ.get("OPENAI_BASE_URL", ""), os.environ["OPENAI_API_KEY"])
+    name = model.removeprefix("openai/")
+    if listed and name not in listed:
+        near = ", ".join(get_close_matches(name, sorted(listed), 5, 0.4)) or ", ".join(sorted(listed)[:5])
+        raise SaoError(
+            f"The API lists no model {name}, which may have been shut down; name one that it has, e.g. {near}."
+        )
+
+
+@cache
+def _listed(url: str, key: str) -> frozenset[str]:
+    """Names of the models behind the API, empty where it does not say; it is asked once in a command."""
+    from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI
+
+    try:
+        return frozenset(model.id for model in OpenAI(api_key=key, timeout=30).models.list())
+    except AuthenticationError:
+        raise SaoError("The API refused OPENAI_API_KEY; check the key.") from None
+    except APIConnectionError as error:
+        raise SaoError(f"The API cannot be reached ({in_one_line(error)}); check OPENAI_BASE_URL.") from None
+    except APIStatusError as error:
+        if error.status_code in (403, 404, 405, 501):  # a server without a list, a key that may not read it
+            return frozenset()
+        raise SaoError(
+            f"The API answered {error.status_code} when asked which models it has; try again later."
+        ) from None
 
 
 @cache

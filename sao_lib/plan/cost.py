@@ -14,7 +14,7 @@ from sao_lib.errors import SaoError
 from sao_lib.machine import cores
 from sao_lib.plan import layers, planning
 from sao_lib.plan.chain import Planned
-from sao_lib.plan.groups import groups
+from sao_lib.plan.groups import groups, on_a_card
 from sao_lib.plan.planning import Plan
 from sao_lib.plan.workload import Ask, Runs, asks, rates, trained_pairs
 from sao_lib.progress import clock
@@ -96,7 +96,8 @@ def estimate(run: Planned, planned: Runs, device: Device | None = None, first: b
     wanted = asks(run, planned)
     over = device.entry["overhead"] if first else {**device.entry["overhead"], **device.entry["overhead"]["again"]}
     fixed = over["run"] + over.get(run.spec["stage"], 0)
-    hours = (fixed * device.count + sum(_seconds(ask, device, over) for ask in wanted)) / 3600
+    held = device.count if on_a_card(run) or not _gpus(run.spec["profile"]) else 0
+    hours = (fixed * held + sum(_seconds(ask, device, over, held) for ask in wanted)) / 3600
     tokens_out = sum(a.tokens_out + a.steps for a in wanted)
     disk = NOTEBOOK_GIB + BYTES_PER_TOKEN * tokens_out / 2**30 + _weights_gib(run, planned)
     calls = sum(a.calls for a in wanted if a.model.startswith(API))
@@ -104,17 +105,19 @@ def estimate(run: Planned, planned: Runs, device: Device | None = None, first: b
     return Cost(read, tokens_out, hours, disk, calls, sum(map(_dollars, wanted)))
 
 
-def _seconds(ask: Ask, device: Device, over: dict[str, Any]) -> float:
-    """Device-seconds of an ask, all the cards that the run holds counted."""
+def _seconds(ask: Ask, device: Device, over: dict[str, Any], held: int) -> float:
+    """Device-seconds of an ask of a run that holds so many devices, none where only an API answers."""
     if ask.model.startswith(API):
         speed = rates()["api_speed"]
-        return float(ask.calls * speed["seconds_per_call"] / speed["at_once"] * device.count)
+        return float(ask.calls * speed["seconds_per_call"] / speed["at_once"] * held)
+    if not held:  # embeddings, on the CPU
+        return 0.0
     speed = _speed(ask.model, device)
     busy = (ask.tokens_in - ask.cached) / speed["prefill"] + ask.tokens_out / speed["decode"]
     busy += ask.effort * ask.trained / speed["train"]
-    ready = (over[ask.starts] * device.count + BF16 * _billions(ask.model) / over["load"]) if ask.starts else 0
-    # A batch at a time holds every card, and all cards read the weights at once.
-    return float(busy + ask.steps / speed["steps"] * device.count + ready)
+    ready = (over[ask.starts] + BF16 * _billions(ask.model) / over["load"]) if ask.starts else 0
+    # A batch at a time holds every card, and so does reading the weights, however many cards share them.
+    return float(busy + (ask.steps / speed["steps"] + ready) * held)
 
 
 def _speed(model: str, device: Device) -> dict[str, float]:
@@ -269,7 +272,8 @@ def _took(done: list[Planned], costs: dict[str, Cost], device: Device, unit: str
 
 
 def _origin(device: Device) -> str:
-    return "; ".join(f"{kind}, {device.entry[kind]}" for kind in ("measured", "assumed") if kind in device.entry)
+    kinds = ("measured", "published", "assumed")
+    return "; ".join(f"{kind}, {device.entry[kind]}" for kind in kinds if kind in device.entry)
 
 
 def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
@@ -280,7 +284,7 @@ def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
     wall = hours / device.count / (machine.jobs or 1)
     return (
         f"On {device.count} x {device.name}: {hours:,.1f} GPU-hours to do, {wall:,.1f} h of wall clock, "
-        f"${hours * device.dollars:,.0f} if rented at ${device.dollars:.2f} a card and hour (price and speed assumed)."
+        f"${hours * device.dollars:,.0f} if rented at ${device.dollars:.2f} a card and hour (price assumed)."
     )
 
 

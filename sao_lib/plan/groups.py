@@ -8,7 +8,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from sao_lib.evaluate.instruments import simple_parts
 from sao_lib.files import digest
+from sao_lib.method.feedback import SOURCES
+from sao_lib.method.readings import BY_EMBEDDINGS
+from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.plan.chain import Planned
 from sao_lib.settings import Machine
 
@@ -74,6 +78,18 @@ def model_of(run: Planned) -> str:
     section: Mapping[str, Any] = p.get(stage) or {}
     other = section.get("model") or section.get("judge_model") or (section.get("generator") or {}).get("model")
     return str(other or p["policy"]["model"])
+
+
+def on_a_card(run: Planned) -> bool:
+    """Whether the run opens a model on a card: no API's, and not the embeddings, which are read on the CPU."""
+    stage, p = run.spec["stage"], run.spec["params"]
+    if stage == "ablate" or (stage == "judge" and SOURCES[p["judge"]["source"]].opens is None):
+        return False
+    if stage == "evaluate" and all(name in BY_EMBEDDINGS for name in simple_parts(p["evaluate"]["judges"])):
+        return False
+    judges = stage in ("judge", "evaluate", "rating") or "prompts" in run.inputs  # no model but the judge or generator
+    trained = "policy" in run.inputs and not judges
+    return trained or not model_of(run).startswith(("openai/", RELEVANCE_MODEL))
 
 
 def launched(train: Mapping[str, Any], machine: Machine) -> bool:

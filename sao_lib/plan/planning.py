@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from sao_lib import hub, sources
-from sao_lib.engines import models
-from sao_lib.engines.openai_api import JOURNAL, require_key
+from sao_lib.engines import models, openai_api
+from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers
@@ -188,16 +188,14 @@ def _preset(base: Settings, name: str, where: str) -> tuple[dict[str, Any], str 
         known = ", ".join(sorted(base.presets)) or "none"
         raise SaoError(f"{where} uses the preset '{name}', which this profile does not have; there are: {known}.")
     if preset.unless_env and os.environ.get(preset.unless_env):
-        return preset.instead, None
+        return preset.instead, preset.instead_label
     return preset.settings, preset.label
 
 
 def _check(run: Planned) -> None:
     """Before anything expensive: can the run's models be had, are its keys and hub files there?"""
     for model in models_of(run):
-        if model.startswith("openai/"):
-            require_key(model)
-        _model_there(model)
+        openai_api.check(model) if model.startswith("openai/") else _model_there(model)
     for source in run.spec["files"]:
         if source.startswith(hub.ELSEWHERE):
             _source_there(source)
