@@ -8,10 +8,15 @@ OPTIONS = --profile $(PROFILE) $(if $(SET),--set $(SET))
 STAMP := $(if $(filter cpu,$(PROFILE)),.venv,.venv-gpu)/.installed
 EITHER := $(firstword $(wildcard $(STAMP) .venv/.installed .venv-gpu/.installed) .venv/.installed)
 python = $(dir $<)bin/python
+ifeq ($(VENV),active)  # conda's or another that is active: nothing is installed
+STAMP := pyproject.toml
+EITHER := $(STAMP)
+python = python
+endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report status test lint published-data lab clean
+.PHONY: help setup doctor fetch export report status test lint published-data lab clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -19,6 +24,7 @@ help:  ## This list
 	@echo
 	@echo "  PROFILE=cpu (default), gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
 	@echo "  FRESH=stale makes again what other code made, FRESH=all everything of the table."
+	@echo "  VENV=active uses the environment that is active, e.g. conda's, and installs nothing."
 	@echo "  CLUSTER=local (default), slurm or kubernetes says where reproduce-TABLE runs."
 	@echo "  TABLE is one of: all $(patsubst params/experiments/%.yaml,%,$(wildcard params/experiments/*.yaml))."
 
@@ -37,6 +43,12 @@ doctor: $(EITHER)  ## What this machine has, what each profile needs, what is mi
 
 reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; gpu, paper: not measured
 	@$(SAO) reproduce $* --cluster $(CLUSTER) $(if $(FRESH),--fresh $(FRESH)) $(OPTIONS)
+
+fetch: $(EITHER)  ## Models and data of a PROFILE, or of its TABLE=table6 alone, before any card is held; resumes
+	@$(SAO) fetch --profile="$(PROFILE)" -- "$(or $(TABLE),all)"
+
+export: $(EITHER)  ## RUN=outputs/cpu/train/...: its model or preference set as a folder for a hub; uploads nothing
+	@$(SAO) export -- "$(RUN)"
 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds
 	@$(SAO) report --profile $(PROFILE)

@@ -26,5 +26,6 @@ for group in PLAN["groups"]:
             python=PLAN["python"],
             plan=config["plan"],
             runs=group["runs"],
+            cards=group["cards"],
         shell:
-            "{params.python:q} -m sao_lib run {params.runs:q} --plan {params.plan:q}"
+            "{params.python:q} -m sao_lib run {params.runs:q} --plan {params.plan:q} --cards {params.cards}"

@@ -21,6 +21,12 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute planned runs, one after another in one process (used by snakemake)")
     run.add_argument("folders", type=Path, nargs="+")
     run.add_argument("--plan", type=Path, help="the plan that they belong to")
+    run.add_argument("--cards", type=int, default=None, help="GPUs that they hold; without it those that are visible")
+    fetch = commands.add_parser("fetch", help="fetch models and data that runs need, before any holds a GPU")
+    fetch.add_argument("experiment", help="a table or figure, or all")
+    fetch.add_argument("--profile", default="cpu")
+    export = commands.add_parser("export", help="a run's model or preference set as a folder ready for a hub")
+    export.add_argument("folder", type=Path)
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
     commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
@@ -48,10 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
             from sao_lib.report import status
 
             print(f"Written: {status.write()}")
+        elif given.command == "fetch":
+            from sao_lib.launch.fetch import fetch
+            from sao_lib.plan.experiment import experiments
+
+            fetch(given.profile, experiments() if given.experiment == "all" else [given.experiment])
+        elif given.command == "export":
+            from sao_lib.report.export import export
+
+            print(f"Written: {export(given.folder)}; nothing was uploaded.")
         elif given.command == "run":
             from sao_lib.launch.graph import do_group
 
-            do_group(given.folders, given.plan)
+            do_group(given.folders, given.plan, given.cards)
         else:
             from sao_lib.launch.reproduce import reproduce
             from sao_lib.plan.cost import show_plan

@@ -24,7 +24,7 @@ class FakePod:
             self.process = subprocess.Popen(
                 [*container["command"], *container["args"]],
                 cwd=folder / "workdir",
-                env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
+                env={"PATH": os.environ["PATH"], "HOME": str(folder), "SAO_REHEARSAL": "1", **environment},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -40,11 +40,13 @@ class FakeKubernetes(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), FakeApi)
-        self.folder, self.evicts = folder, False
+        self.folder, self.evicts = folder, 0  # the next so many pods
+        self.full = False  # no node has room
         self.seconds, self.asked = 0.0, threading.Event()  # to say how a job is, and whether one was asked for
         self.secrets: dict[str, dict[str, Any]] = {}
         self.made: dict[str, dict[str, Any]] = {}  # every job ever made
         self.pods: dict[str, FakePod] = {}  # by job, as long as it is not deleted
+        self.evicted: set[str] = set()
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -91,20 +93,30 @@ class FakeKubernetes(ThreadingHTTPServer):
         keys = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in container["env"]}
         environment = {n: base64.b64decode(self.secrets[k["name"]][k["key"]]).decode() for n, k in keys.items()}
         self.made[name] = body
-        if self.evicts:
-            spec = {"containers": [{"command": ["/bin/sh"], "args": ["-c", "exit 137"]}]}
+        if self.evicts or self.full:
+            spec = {"containers": [{"command": ["/bin/sh"], "args": ["-c", "sleep 600" if self.full else "exit 137"]}]}
+        self.evicted |= {name} if self.evicts else set()
+        self.evicts = max(0, self.evicts - 1)
         self.pods[name] = FakePod(spec, environment, self.folder / name)
         return 201, body
 
     def pod(self, job: str) -> dict[str, Any]:
+        metadata = {"name": f"{job}-pod", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        if self.full:
+            why = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+            waiting = {"phase": "Pending", "conditions": [condition]}
+            return {"metadata": metadata, "spec": {"containers": []}, "status": waiting}
         code = self.pods[job].process.poll()
         state = {"running": {}} if code is None else {"terminated": {"exitCode": code}}
         required = {"image": "", "imageID": "", "ready": False, "restartCount": 0}
-        status = {"containerStatuses": [{"name": "snakemake", "state": state, **required}]}
-        return {"metadata": {"name": f"{job}-pod"}, "spec": {"containers": []}, "status": status}
+        status: dict[str, Any] = {"containerStatuses": [{"name": "snakemake", "state": state, **required}]}
+        if job in self.evicted:
+            status |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
+        return {"metadata": metadata, "spec": {"containers": []}, "status": status}
 
     def log(self, job: str, asked: dict[str, str]) -> tuple[int, Any]:
-        if self.evicts:
+        if job in self.evicted:
             return 400, {"message": f'container "snakemake" in pod "{job}-pod" is terminated'}
         if asked.get("previous", "").lower() == "true":
             return 400, {"message": f'previous terminated container "snakemake" in pod "{job}-pod" not found'}

@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import pytest
+import yaml
 
 from sao_lib.settings import ROOT
 
@@ -59,3 +60,20 @@ def test_no_tracked_file_names_a_path_of_one_machine() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.stdout == ""
+
+
+def test_conda_makes_the_environment_of_the_lock_and_make_uses_it() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    assert pip == ["-r requirements-gpu.lock", "-e ."]
+    assert (ROOT / "requirements-gpu.lock").is_file()
+    given = ["make", "-n", "reproduce-table6", "PROFILE=paper", "VENV=active"]
+    said = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("python -m sao_lib reproduce")
+    assert "install.sh" not in said
+
+
+def test_containers_are_told_to_share_memory() -> None:
+    commands = re.findall(r"podman run [^\n]*", (ROOT / "Containerfile").read_text())
+    assert commands
+    assert all("--ipc=host" in command for command in commands)

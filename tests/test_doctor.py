@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from sao_lib import hub
-from sao_lib.launch.doctor import doctor, gpus_here, pins
+from sao_lib.launch.cards import cards_here
+from sao_lib.launch.doctor import doctor, pins
 from sao_lib.settings import PARAMS
 
 
@@ -19,7 +20,7 @@ def test_every_profile_has_a_line_and_what_is_missing_is_named(capsys: pytest.Ca
         assert f"profile   {profile.stem}: " in said
     assert "hub       not asked" in said
     assert "package   deepspeed: imports" in said
-    if not gpus_here():
+    if not cards_here():
         assert "paper: needs 4 GPU(s), here 0" in said
 
 
@@ -34,10 +35,10 @@ def test_a_package_that_is_not_as_pinned_is_named(
 
 def test_cards_are_named_with_memory_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_smi = tmp_path / "nvidia-smi"
-    fake_smi.write_text('#!/bin/sh\necho "$1" > ' + str(tmp_path / "asked") + "\necho 'A100, 81920 MiB, 580.1'\n")
+    fake_smi.write_text('#!/bin/sh\necho "$1" > ' + str(tmp_path / "asked") + "\necho '0, A100, 81920, 580.1, GPU-0'\n")
     fake_smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert gpus_here() == ["A100, 81920 MiB, 580.1"]
+    assert [str(card) for card in cards_here()] == ["A100 of 80 GiB, driver 580.1"]
     assert "driver_version" in (tmp_path / "asked").read_text()
 
 

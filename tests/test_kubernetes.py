@@ -140,13 +140,33 @@ def test_a_run_that_fails_in_its_pod_is_one_sentence(site: FakeKubernetes) -> No
     assert "/dev/null/models" in next((site.folder.parent / "volume").rglob("kubernetes-logs/*.log")).read_text()
 
 
-def test_a_pod_that_is_evicted_without_a_log_is_one_sentence(site: FakeKubernetes) -> None:
-    site.evicts = True
+def test_a_pod_that_is_evicted_every_time_is_one_sentence(site: FakeKubernetes) -> None:
+    site.evicts = 99
     done = reproduce(site)
     assert done.returncode == 1
-    assert done.stderr == "Error: snakemake stopped: the reason is above.\n"
-    assert re.search("Job snakejob-.* failed", done.stdout)
+    assert re.search(
+        r"^Error: 1 failure\(s\); .*\nsynthesize/.* ended with its job: Evicted, The node was low", done.stderr
+    )
+    assert "exit status 137. What it wrote is kept: the same command goes on from there." in done.stderr
+    assert len(site.made) == 1 + cluster.RETRIES
     assert not site.secrets
+    assert not site.pods
+
+
+def test_a_pod_that_is_evicted_once_is_tried_again_and_the_table_made(site: FakeKubernetes) -> None:
+    site.evicts = 1
+    done = reproduce(site)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-4000:]
+    assert len(site.made) == 4
+    assert "| Ranking |" in done.stdout
+
+
+def test_a_pod_that_no_node_has_room_for_ends_with_the_reason(site: FakeKubernetes) -> None:
+    site.full = True
+    done = reproduce(site, "machine.pending_minutes=5")
+    assert done.returncode == 1
+    assert "it found no node in 5 minutes (machine.pending_minutes): 0/3 nodes are available" in done.stderr
+    assert len(site.made) == 1  # waiting again would find no node either
     assert not site.pods
 
 

@@ -54,7 +54,7 @@ def paper() -> plan.Plan:
 def test_training_on_the_papers_machine_asks_for_its_cards_memory_and_time(paper: plan.Plan) -> None:
     train = next(run for run in paper.runs if run.spec["stage"] == "train")
     call = asked(train, paper)
-    for option in ("--gpus=4", "--mem 262144", "-t 2880", "--cpus-per-task=32"):
+    for option in ("--gpus=4", "--mem 262144", "-t 1440", "--cpus-per-task=32"):
         assert option in call
     assert "--ntasks" not in call  # as many tasks as cards would multiply the cores
 

@@ -8,23 +8,30 @@ command is given, and outputs/ on a file system with file locks (NFS 4; Lustre m
 jobs asked for the same run both do it.
 """
 
+import json
 import math
 import os
 import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sao_lib.errors import SaoError
-from sao_lib.plan.chain import Planned, models_of
-from sao_lib.plan.groups import Group
-from sao_lib.runs import OUTPUTS
+from sao_lib.plan.chain import Planned
+from sao_lib.plan.groups import Group, on_a_card
+from sao_lib.runs import MANIFEST, OUTPUTS
 from sao_lib.settings import Machine
 
 LOCAL, SLURM, KUBERNETES = CLUSTERS = ("local", "slurm", "kubernetes")
 JOBS = 100  # in the cluster's queue at once; how many of them run is the cluster's business
+FAILED, NOTE = "error.txt", ".why"  # a run's own reason in its folder; the scheduler's beside its group's mark
 LATENCY = 60  # seconds to wait for a finished run's manifest, which a network file system may show late
+DAY = 1440  # minutes: what many partitions give at most
+RETRIES = 2  # of a job that ended without a reason of its runs' own: by its time, its node, its memory
 TAIL = 500
+# What a scheduler's word asks for: SLURM's states, and the reasons of Kubernetes' pods and containers.
+MORE = {"TIMEOUT": "minutes", "DeadlineExceeded": "minutes", "OUT_OF_MEMORY": "memory_gib", "OOMKilled": "memory_gib"}
 
 
 def check(cluster: str) -> None:
@@ -56,9 +63,15 @@ def program(cluster: str) -> str:
     return "snakemake" if cluster == LOCAL else f"sao_lib.launch.{cluster}"
 
 
+def here(jobs: int, cards: int) -> list[str]:
+    """snakemake's options for this machine: so many jobs at once, among them so many cards."""
+    return ["--cores", str(jobs), "--resources", f"gpu={cards}", "--quiet", "all"]
+
+
 def executor(cluster: str) -> list[str]:
     """snakemake's options for the cluster."""
     options = ["--executor", cluster, "--jobs", str(JOBS), "--latency-wait", str(LATENCY)]
+    options += ["--retries", str(RETRIES)]
     options += ["--quiet", "host", "progress", "reason"]  # what is left says which job is which run, and why one failed
     if cluster == SLURM:
         return [*options, "--slurm-logdir", str(OUTPUTS / "slurm_logs"), *_status()]
@@ -79,22 +92,31 @@ def _status() -> list[str]:
 def resources(group: Group, machine: Machine, cluster: str = LOCAL) -> dict[str, int | str | None]:
     """What a group asks the scheduler for, in the names that the executor plugins know; `runtime` is in minutes.
 
-    Its time is the sum of its runs', its cards and memory the largest of theirs. A judge by chance, by length or behind
-    an API opens no model here and asks for no GPU.
+    Its time is the sum of its runs', a day at most unless one states more; its memory and cards the largest of theirs.
     """
-    gpus = max(_need(run, machine, "gpus") if _opens_a_model(run) else 0 for run in group)
+    gpus = cards_of(group, machine)
     gib = max(_need(run, machine, "memory_gib") for run in group)
-    minutes = sum(_need(run, machine, "minutes") for run in group)
+    each = [_need(run, machine, "minutes") for run in group]
+    minutes = min(sum(each), max(DAY, *each))
     asked: dict[str, int | str | None] = {"mem_mb": int(gib * 1024), "runtime": int(minutes)}
     if gpus:
-        asked["gpu"] = int(gpus)
+        asked["gpu"] = gpus
     if cluster == KUBERNETES:
         # Its megabytes are decimal. GPUs must have limits, which the plugin sets for scale=0; without disk=None that
         # would make one of snakemake's guess at the local disk.
         asked |= {"mem_mb": math.ceil(gib * 2**30 / 10**6), "scale": 0, "disk": None}
+        asked["pending_minutes"] = machine.pending_minutes
         if gpus:
             asked["gpu_manufacturer"] = "nvidia"
     return asked
+
+
+def cards_of(group: Group, machine: Machine) -> int:
+    """The cards that a group holds: as many as the run of it that needs most.
+
+    A judge by chance, by length, by embeddings or behind an API opens no model on a card and needs none.
+    """
+    return int(max(_need(run, machine, "gpus") if on_a_card(run) else 0 for run in group))
 
 
 def threads(run: Planned, machine: Machine, cluster: str) -> int:
@@ -107,10 +129,39 @@ def _need(run: Planned, machine: Machine, what: str) -> float:
     return float(getattr(machine, what) if own is None else own)
 
 
-def _opens_a_model(run: Planned) -> bool:
-    if run.spec["stage"] == "ablate":
+def note(job: Any, reason: str | None, again: bool = True) -> None:
+    """In snakemake: leave what the scheduler says of a job that failed beside its mark, where the command reads it.
+
+    It is not tried again where its runs have left a reason of their own or `again` is false.
+    """
+    lost = [run for run in job.params.runs if left_without_reason(Path(run))]
+    if not lost or not again:
+        job.rule.restart_times = 0
+    said = " ".join((reason or "").split()) or "the scheduler gave no reason"
+    Path(f"{job.output[0]}{NOTE}").write_text(f"{said}\n")
+
+
+def noted(mark: str) -> str | None:
+    """What was noted of the job that should have made `mark`."""
+    file = Path(f"{mark}{NOTE}")
+    return file.read_text().strip() if file.is_file() else None
+
+
+def left_without_reason(folder: Path) -> bool:
+    """Whether a run has not finished, though all that it reads has, and has not said why."""
+    if (folder / MANIFEST).is_file() or (folder / FAILED).is_file():
         return False
-    return "policy" in run.inputs or any(not model.startswith("openai/") for model in models_of(run))
+    inputs = json.loads((folder / "spec.yaml").read_text())["inputs"].values()
+    return all((OUTPUTS / other / MANIFEST).is_file() for other in inputs)
+
+
+def told(run: Planned, said: str) -> str:
+    """The sentence about a run whose job ended as the scheduler `said`."""
+    more = next((f"raise machine.stages.{run.spec['stage']}.{key}; " for word, key in MORE.items() if word in said), "")
+    return (
+        f"{run.spec['stage']}/{run.spec['name']} ended with its job: {said.rstrip('.')}. What it wrote is kept: "
+        f"{more}the same command goes on from there."
+    )
 
 
 def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from sao_lib import hub
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
+from sao_lib.launch import cards
 from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, ROOT
 
@@ -20,11 +21,13 @@ NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}
 
 def doctor() -> None:
     """Print the machine, the pins against what is installed, and a line per profile with what is missing."""
-    gpus = gpus_here()
+    gpus = cards.cards_here()
     free = shutil.disk_usage(ROOT).free / 2**30
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cards = ", ".join(gpus) or "none"
-    print(f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {cards}")
+    named = ", ".join(map(str, gpus)) or "none"
+    print(f"machine   {os.cpu_count()} cores, {memory:.0f} GiB memory, {free:.0f} GiB free disk, GPUs: {named}")
+    for phrase in cards.strangers():
+        print(f"held      {phrase}")
     for line in _pins():
         print(f"package   {line}")
     for name in ("deepspeed", "flash_attn"):
@@ -33,16 +36,7 @@ def doctor() -> None:
     for key in ("OPENAI_API_KEY", "HF_TOKEN"):
         print(f"key       {key}: {'set' if os.environ.get(key) else 'not set'}")
     for file in sorted((PARAMS / "profiles").glob("*.yaml")):
-        print(f"profile   {file.stem}: {_ready(file.stem, len(gpus), free, memory)}")
-
-
-def gpus_here() -> list[str]:
-    """Name, memory and driver of every NVIDIA card, empty where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    out = subprocess.run(query, capture_output=True, text=True, check=False)
-    return [line.strip() for line in out.stdout.splitlines() if line.strip()] if out.returncode == 0 else []
+        print(f"profile   {file.stem}: {_ready(file.stem, free, memory)}")
 
 
 def pins() -> list[Requirement]:
@@ -75,10 +69,9 @@ def _pins() -> list[str]:
     return lines or ["all pins of pyproject.toml are met"]
 
 
-def _ready(profile: str, gpus: int, free: float, memory: float) -> str:
-    needs, missing = layers.validate(layers.profile_layers(profile)), []
-    if gpus < needs.machine.gpus:
-        missing.append(f"{needs.machine.gpus} GPU(s), here {gpus}")
+def _ready(profile: str, free: float, memory: float) -> str:
+    needs = layers.validate(layers.profile_layers(profile))
+    missing = cards.missing(needs.machine)
     if free < NEED_DISK_GIB.get(profile, 50):
         missing.append(f"{NEED_DISK_GIB.get(profile, 50)} GiB free disk, here {free:.0f}")
     if memory < needs.machine.memory_gib:

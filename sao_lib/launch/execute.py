@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import Killed, SaoError
 from sao_lib.files import append_rows
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
@@ -60,7 +60,7 @@ def _papermill(run: Run, kernel: Kernel) -> None:
             km=kernel.manager(),
         )
     except DeadKernelError:
-        raise SaoError(
+        raise Killed(
             f"{run.spec['stage']}/{run.spec['name']}: its process was ended from outside, perhaps for memory; what it "
             "wrote is kept, run the same command to continue."
         ) from None

@@ -12,9 +12,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import Killed, SaoError
 from sao_lib.files import write_atomic
 from sao_lib.launch import cluster as clusters
+from sao_lib.launch.cards import cards_here, held
 from sao_lib.launch.execute import execute
 from sao_lib.launch.kernel import one_kernel
 from sao_lib.machine import available_gib, cores, idle_share
@@ -26,7 +27,7 @@ from sao_lib.settings import ROOT, Machine
 
 SPARE_GIB = 1.0
 PREFIX = ".graph-"
-FAILED = "error.txt"
+FAILED = clusters.FAILED
 
 
 def run_graph(name: str, runs: Sequence[Planned], machine: Machine, cluster: str) -> dict[str, str]:
@@ -37,7 +38,8 @@ def run_graph(name: str, runs: Sequence[Planned], machine: Machine, cluster: str
     missing = [run for run in runs if not run.done]
     local = cluster == clusters.LOCAL
     jobs, why = jobs_at_once(machine) if local else (None, "")
-    made = groups(missing, machine, jobs)
+    pool = [card.number for card in cards_here()] if local else None
+    made = groups(missing, machine, max(1, len(pool) // machine.gpus) if pool and machine.gpus else jobs)
     how = f"{jobs} at once ({why})" if local else f"handed to {cluster}"
     profile, _, table = name.partition("/")
     print(
@@ -46,17 +48,30 @@ def run_graph(name: str, runs: Sequence[Planned], machine: Machine, cluster: str
     for run in missing:
         (run.path / FAILED).unlink(missing_ok=True)  # why it failed before says nothing of this time
     with _folder(OUTPUTS / name) as folder:
-        write_atomic(folder / "plan.json", json.dumps(_plan(folder, runs, made, machine, cluster), indent=1))
-        options = ["--cores", str(jobs), "--quiet", "all"] if local else clusters.executor(cluster)
+        plan = {**_plan(folder, runs, made, machine, cluster), "pool": pool}
+        write_atomic(folder / "plan.json", json.dumps(plan, indent=1))
+        options = clusters.executor(cluster) if pool is None else clusters.here(jobs or 1, len(pool))
         # What a group leaves is a file in `folder`, made anew for every command: hence no locks, no metadata.
         command = [sys.executable, "-m", clusters.program(cluster), "-s", str(ROOT / "Snakefile")]
         command += ["--config", f"plan={folder / 'plan.json'}", "--nolock", "--ignore-incomplete", "--drop-metadata"]
         command += ["--keep-going", "--rerun-triggers", "mtime", "--directory", str(ROOT), *options]
         code, said = clusters.call(command, ROOT, show=not local)
-    failed = {r.folder: (r.path / FAILED).read_text().strip() for r in missing if (r.path / FAILED).exists()}
+        failed = _lost(plan["groups"], made)
+    failed |= {r.folder: (r.path / FAILED).read_text().strip() for r in missing if (r.path / FAILED).exists()}
     if not failed and (code or any(not run.done for run in missing)):
         raise SaoError(f"snakemake stopped: {said if local else 'the reason is above.'}")
     return failed
+
+
+def _lost(nodes: Sequence[dict[str, Any]], made: Sequence[Group]) -> dict[str, str]:
+    """Runs that ended with their jobs, without a reason of their own: {folder: the scheduler's}."""
+    notes = [(group, clusters.noted(node["mark"])) for node, group in zip(nodes, made, strict=True)]
+    return {
+        run.folder: clusters.told(run, said)
+        for group, said in notes
+        for run in group
+        if said and clusters.left_without_reason(run.path)
+    }
 
 
 @contextlib.contextmanager
@@ -87,6 +102,7 @@ def _plan(
             "mark": mark[group[0].folder],
             "threads": max(clusters.threads(run, machine, cluster) for run in group),
             "resources": clusters.resources(group, machine, cluster),
+            "cards": clusters.cards_of(group, machine),
         }
         for number, group in enumerate(made, 1)
     ]
@@ -104,24 +120,44 @@ def jobs_at_once(machine: Machine) -> tuple[int, str]:
     return jobs, f"{count} cores, {idle} of them idle, memory for {room}"
 
 
-def do_group(folders: Sequence[Path], plan_file: Path | None) -> None:
+def do_group(folders: Sequence[Path], plan_file: Path | None, cards: int | None = None) -> None:
     """Execute runs one after another in one kernel; a run's failure is left in its error.txt, and the next is done.
 
-    A run that reads one which is missing is passed over. Raises SaoError when none of them could be done.
+    They see `cards` cards of the plan's pool, None: those that are visible now. Passed over are a run that reads one
+    which is missing, and one that has failed in an earlier try of this command. On a cluster a run whose process was
+    killed leaves no reason, so that its job is tried again. Raises SaoError then, and when no run could be done.
     """
     failures: list[str] = []
-    with one_kernel() as kernel:
+    pool = json.loads(plan_file.read_text())["pool"] if plan_file and cards is not None else None
+    again, scheduled = False, cards is not None and pool is None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(cards or 0, pool))
+        except SaoError as reason:
+            for folder in [] if scheduled else folders:  # on another node there may be what this one lacks
+                write_atomic(folder / FAILED, f"{reason}\n")
+            raise
+        kernel = stack.enter_context(one_kernel())
         for folder in folders:
-            if _lacks_input(folder):
+            if _lacks_input(folder) or _has_failed(folder, plan_file):
                 continue
             (folder / FAILED).unlink(missing_ok=True)
             try:
                 execute(folder, kernel, _label(plan_file))
             except SaoError as reason:
-                write_atomic(folder / FAILED, f"{reason}\n")
                 failures.append(str(reason))
-    if not any((folder / MANIFEST).is_file() for folder in folders):
+                if scheduled and isinstance(reason, Killed):
+                    again = True
+                else:
+                    write_atomic(folder / FAILED, f"{reason}\n")
+    if again or not any((folder / MANIFEST).is_file() for folder in folders):
         raise SaoError("\n".join(failures) or "Nothing was done: what these runs read has not finished.")
+
+
+def _has_failed(folder: Path, plan_file: Path | None) -> bool:
+    """Whether the run has failed, with a reason, since this command began."""
+    file = folder / FAILED
+    return bool(plan_file and file.is_file() and file.stat().st_mtime > plan_file.stat().st_mtime)
 
 
 def _lacks_input(folder: Path) -> bool:

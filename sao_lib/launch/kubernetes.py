@@ -12,7 +12,9 @@ The plugin makes and deletes jobs and one secret. In a pod, its service account 
 
 import os
 import sys
+from collections.abc import AsyncGenerator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -25,10 +27,12 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from urllib3.exceptions import MaxRetryError
 
+from sao_lib.launch import cluster
 from sao_lib.runs import OUTPUTS
 
 # What pods get from the environment of the command, through a Kubernetes secret that is deleted with its end.
 PASSED = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "SAO_OUTPUTS", "SAO_MODELS")
+UNSCHEDULED = "it found no node"
 ExecutorSettings = plugin.ExecutorSettings
 common_settings = replace(
     plugin.common_settings,
@@ -92,10 +96,50 @@ class Executor(plugin.Executor):
         self.batchapi.minutes = job.resources.runtime
         super().run_job(job)
 
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+        """As the plugin's; a pod that finds no node for the minutes that the profile states ends with the reason."""
+        async for info in super().check_active_jobs(active_jobs):
+            waited = self._unscheduled(info)
+            if waited is None:
+                yield info
+                continue
+            self.report_job_error(info, msg=waited)
+            self._kubernetes_retry(partial(self.safe_delete_job, info.external_jobid))
+
+    def _pod(self, info: SubmittedJobInfo) -> Any:
+        label = f"job-name={info.external_jobid}"
+        pods = self._kubernetes_retry(partial(self.kubeapi.list_namespaced_pod, self.namespace, label_selector=label))
+        return pods.items[0] if pods.items else None
+
+    def _unscheduled(self, info: SubmittedJobInfo) -> str | None:
+        """Why a pod has found no node for too long; None where it has one or may still wait."""
+        pod, minutes = self._pod(info), int(info.job.resources.get("pending_minutes") or 0)
+        conditions = (pod.status.conditions or []) if pod else []
+        why = next((c.message or "" for c in conditions if c.type == "PodScheduled" and c.status == "False"), None)
+        if why is None or datetime.now(UTC) - pod.metadata.creation_timestamp < timedelta(minutes=minutes):
+            return None
+        return f"{UNSCHEDULED} in {minutes} minutes (machine.pending_minutes): {why}"
+
+    def report_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **said: Any) -> None:
+        """With the reasons of the pod and its container, e.g. Evicted, DeadlineExceeded or OOMKilled."""
+        why = msg if msg and msg.startswith(UNSCHEDULED) else _ended(self._pod(job_info)) or msg
+        cluster.note(job_info.job, why, again=not (why or "").startswith(UNSCHEDULED))
+        super().report_job_error(job_info, msg=msg or why, **said)
+
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """All that were made: snakemake's own list is empty while it asks how they are, and lacks one being made."""
         for name in self.batchapi.names:
             self._kubernetes_retry(partial(self.safe_delete_job, name))
+
+
+def _ended(pod: Any) -> str:
+    """The reasons that Kubernetes gives for a pod's end and for its container's."""
+    if pod is None:
+        return "its pod is gone, perhaps with its node"
+    states = [container.state.terminated for container in pod.status.container_statuses or []]
+    found = [pod.status.reason, pod.status.message, *(state.reason for state in states if state)]
+    codes = [f"exit status {state.exit_code}" for state in states if state and state.exit_code]
+    return ", ".join(filter(None, [*found, *codes]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import os
 
 from sao_lib.errors import SaoError
+from sao_lib.launch import cards
 from sao_lib.launch import cluster as clusters
-from sao_lib.launch.doctor import gpus_here
 from sao_lib.launch.graph import run_graph
 from sao_lib.plan import cost, planning
 from sao_lib.plan.planning import Plan
@@ -131,11 +131,10 @@ def _close(plans: list[Plan], impossible: list[str], failed: dict[str, str]) -> 
 
 
 def _check_gpus(profile: str, machine: Machine) -> None:
-    need, here = machine.gpus, len(gpus_here())
-    if here < need:
+    if lacks := cards.missing(machine):
         raise SaoError(
-            f"Profile {profile} needs {need} GPU(s) and this machine has {here}; use a machine that has them or "
-            "PROFILE=cpu. `make doctor` says what is missing."
+            f"Profile {profile} needs {'; '.join(lacks)}. Use a machine that has it or PROFILE=cpu; `make doctor` says "
+            "what else is missing."
         )
 
 

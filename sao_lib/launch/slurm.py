@@ -5,6 +5,7 @@ are (snakemake-interface-executor-plugins 9.4, `_wait_for_jobs`). All jobs of a 
 """
 
 import sys
+from typing import Any
 
 import snakemake_executor_plugin_slurm as plugin
 from snakemake.cli import main
@@ -12,11 +13,18 @@ from snakemake_executor_plugin_slurm import ExecutorSettings, common_settings
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+from sao_lib.launch import cluster
+
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 
 class Executor(plugin.Executor):
-    """The plugin's own, except for what an interruption cancels."""
+    """The plugin's own, except for what an interruption cancels and what is kept of a job that failed."""
+
+    def report_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **said: Any) -> None:
+        """A job that a person cancelled is not tried again."""
+        cluster.note(job_info.job, msg, again="CANCELLED" not in (msg or ""))
+        super().report_job_error(job_info, msg=msg, **said)
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         named = SubmittedJobInfo(job=None, external_jobid=f"--name={self.run_uuid}")
