@@ -11,7 +11,7 @@ import pytest
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
-from sao_lib.method import train
+from sao_lib.method import callbacks, train
 from sao_lib.progress import quiet
 from sao_lib.runs import Run
 from sao_lib.settings import Policy, Settings, Train
@@ -97,3 +97,26 @@ def test_what_libraries_say_meanwhile_goes_to_the_log(tmp_path: Path, capfd: pyt
     library.warning("afterwards")
     assert capfd.readouterr() == ("", "afterwards\n")
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["by Python", "by a logger", "by compiled code"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "project", "wanted"),
+    [((), "", []), (("tensorboard",), "", ["tensorboard"]), (("tensorboard", "wandb"), "", ["tensorboard"]),
+     (("wandb",), "mine", ["wandb"])],
+)  # fmt: skip
+def test_curves_go_to_tensorboard_where_it_is_and_to_wandb_only_when_asked(
+    installed: tuple[str, ...], project: str, wanted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: name in installed)
+    monkeypatch.setenv("WANDB_PROJECT", project)
+    monkeypatch.setenv("WANDB_DIR", "")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    assert callbacks.dashboards(tmp_path) == wanted
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == (str(tmp_path / "tensorboard") if "tensorboard" in wanted else "")
+
+
+def test_wandb_that_is_asked_for_and_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with pytest.raises(SaoError, match="wandb is not installed"):
+        callbacks.dashboards(tmp_path)

@@ -5,6 +5,8 @@ Only the main process writes; all processes sample, because under ZeRO-3 each ho
 
 import contextlib
 import json
+import os
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
 from sao_lib.engines.models import end_ids
+from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, read_rows, write_atomic
 from sao_lib.progress import Progress
 from sao_lib.settings import Train
@@ -38,6 +41,23 @@ class Curves(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             append_rows(self.folder / "metrics.jsonl", _steps([{**(logs or {}), "step": state.global_step}]))
+
+
+def dashboards(folder: Path) -> list[str]:
+    """Where transformers shows the curves beside metrics.jsonl: TensorBoard, in the run's folder, if it is installed.
+
+    Weights & Biases, which sends them away, only where WANDB_PROJECT is set; SaoError if it is not installed then.
+    """
+    found = []
+    if find_spec("tensorboard") or find_spec("tensorboardX"):
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+        found.append("tensorboard")
+    if os.environ.get("WANDB_PROJECT"):
+        if not find_spec("wandb"):
+            raise SaoError("WANDB_PROJECT is set and wandb is not installed; install it here or unset the variable.")
+        os.environ["WANDB_DIR"] = str(folder)
+        found.append("wandb")
+    return found
 
 
 # Greedy answers of untrained models as (text, tokens), by all that decides them: trainings of one process share theirs.

@@ -26,7 +26,7 @@ from trl.distributed import DistributedBackend
 
 from sao_lib.engines.models import attention_for, resolve
 from sao_lib.files import read_rows, write_atomic
-from sao_lib.method.callbacks import Curves, Samples
+from sao_lib.method.callbacks import Curves, Samples, dashboards
 from sao_lib.method.logps import completion_logps
 from sao_lib.method.losses import loss_named, simpo_reward
 from sao_lib.runs import Run
@@ -133,7 +133,7 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
-        report_to="none",
+        report_to=dashboards(run.folder),
         disable_tqdm=True,
         **deepspeed_on_cpu(),
     )
