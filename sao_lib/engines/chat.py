@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from sao_lib.errors import SaoError
 from sao_lib.settings import ROOT
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 ANSWER = "forty-two"  # stands for any answer
 DATE = "26 Jul 2024"  # Llama-3.2's template asks for one and prints today's unless it gets one; this is Llama-3.1's
@@ -78,7 +78,7 @@ class Chat:
             ) from None
 
     def neutral(self, text: str) -> str:
-        """`text` without control characters and with special-token strings broken by a space."""
+        """`text` without control characters and lone surrogates, and with special-token strings broken by a space."""
         return self._special.sub(lambda m: m[0][0] + " " + m[0][1:], CONTROL.sub(" ", text))
 
     def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sao_lib.errors import SaoError
-from sao_lib.files import append_rows
+from sao_lib.errors import SaoError, masked
+from sao_lib.files import append_rows, write_atomic
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
 from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run
@@ -66,21 +66,23 @@ def _papermill(run: Run, kernel: Kernel) -> None:
         ) from None
     except PapermillExecutionError as error:
         failed = run.folder / "notebook.failed.ipynb"
+        _to_be_shared(scratch)
         scratch.replace(failed)
         if error.ename == "SaoError":
             raise SaoError(error.evalue) from None
+        said = f"{error.ename}: {masked(error.evalue)[:300]}"
         raise SaoError(
-            f"{run.spec['stage']}/{run.spec['name']} failed in cell {error.exec_count}: {error.ename}: "
-            f"{error.evalue[:300]} The notebook with the traceback is {failed}; run the same command to try again."
+            f"{run.spec['stage']}/{run.spec['name']} failed in cell {error.exec_count}: {said} "
+            f"The notebook with the traceback is {failed}; run the same command to try again."
         ) from None
+    _to_be_shared(scratch)
     scratch.replace(final)
-    _without_machine_paths(final)
 
 
-def _without_machine_paths(notebook: Path) -> None:
-    """Executed notebooks are shared: paths of this machine are cut down to the repository."""
+def _to_be_shared(notebook: Path) -> None:
+    """Executed notebooks are shared: paths of this machine are cut down to the repository, keys are masked."""
     text = notebook.read_text(encoding="utf-8")
-    notebook.write_text(text.replace(json.dumps(str(ROOT))[1:-1] + "/", ""), encoding="utf-8")
+    write_atomic(notebook, masked(text.replace(json.dumps(str(ROOT))[1:-1] + "/", "")))
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def _following(log: Path, shown: str, every: float = 5.0) -> Iterator[None]:
                     lines = file.read().strip().splitlines()
                     position = file.tell()
                 if lines:
-                    print(f"{shown}: {lines[-1]}", flush=True)
+                    print(f"{shown}: {masked(lines[-1])}", flush=True)
 
     thread = threading.Thread(target=follow, args=(at,), daemon=True)
     thread.start()
