@@ -23,7 +23,7 @@ from sao_lib.files import read_rows, write_rows
 from sao_lib.progress import quiet
 from sao_lib.runs import Run, die_with_parent
 from sao_lib.settings import ROOT, Policy, Train
-from sao_lib.sources import load_rows
+from sao_lib.sources import load_rows, refused
 
 TRAINER_LOG = "trainer.log"
 
@@ -31,14 +31,16 @@ TRAINER_LOG = "trainer.log"
 def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
     """TRL's preference rows: the judge's, or an external set's (UltraFeedback's format: `prompt` is text).
 
-    Raises SaoError when an external row lacks one of prompt, chosen and rejected.
+    Raises SaoError when an external row lacks one of prompt, chosen and rejected, or has them in another form.
     """
     if settings.data is None:
         return run.input("judge").rows("preferences.jsonl")
     rows = []
-    for number, row in enumerate(load_rows(settings.data), 1):
+    for number, row in enumerate(load_rows(settings.data, texts=["prompt"], unique=["prompt_id"]), 1):
         if not all(row.get(key) for key in ("prompt", "chosen", "rejected")):
-            raise SaoError(f"{settings.data}, row {number}, lacks one of prompt, chosen and rejected.")
+            raise refused(settings.data, row, "it lacks one of prompt, chosen and rejected")
+        if not isinstance(row["prompt"], str) or not all(_is_dialogue(row[side]) for side in ("chosen", "rejected")):
+            raise refused(settings.data, row, "prompt must be a text, chosen and rejected lists of {role, content}")
         rows.append(
             {
                 "id": str(row.get("prompt_id", number))[:16],
@@ -48,6 +50,11 @@ def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _is_dialogue(value: Any) -> bool:
+    messages = value if isinstance(value, list) else [None]
+    return all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
 
 
 def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Policy) -> dict[str, Any]:
