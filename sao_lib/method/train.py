@@ -21,9 +21,10 @@ from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows, write_rows
 from sao_lib.progress import quiet
-from sao_lib.runs import Run, die_with_parent
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, Train
 from sao_lib.sources import load_rows, refused
+from sao_lib.writers import STARTED_BY, die_with_parent
 
 TRAINER_LOG = "trainer.log"
 
@@ -170,7 +171,7 @@ def train_launched(run: Run, settings: Train) -> int:
     command += ["-m", "sao_lib.method.trainer", str(run.folder)]
     environment = {
         **os.environ,
-        "SAO_STARTED_BY": str(os.getpid()),
+        STARTED_BY: str(os.getpid()),
         "OMP_NUM_THREADS": str(settings.threads),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",  # DeepSpeed calls ninja
