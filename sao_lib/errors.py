@@ -1,8 +1,22 @@
-"""The one exception a user may meet: a sentence saying what, where and what to do; and others' said in a line."""
+"""The one exception a user may meet: a sentence saying what, where and what to do. It and all we write hold no key."""
+
+import json
+import os
+import re
+from urllib.parse import quote, urlsplit
+
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+URL_NAME = re.compile(r"(_URL|_PROXY|_ENDPOINT)$", re.IGNORECASE)
+MASK = "***"
+SHORTEST = 8  # characters: a shorter value is no secret, and words of a text may be the same
+STRETCH = 12  # characters of a secret that are masked also where the rest of it is cut off
 
 
 class SaoError(Exception):
-    """A mistake or a missing thing that the user can mend; shown without a traceback."""
+    """A mistake or a missing thing that the user can mend; shown without a traceback, and without any key."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(masked(str(sentence)))
 
 
 class Killed(SaoError):
@@ -11,5 +25,50 @@ class Killed(SaoError):
 
 def in_one_line(error: BaseException) -> str:
     """What another library's error says: its first line, 160 characters at most, or its class where it has no text."""
-    lines = str(error).strip().splitlines()
+    lines = masked(str(error)).strip().splitlines()
     return lines[0].strip()[:160] if lines else type(error).__name__
+
+
+def masked(text: str) -> str:
+    """`text` with the keys, tokens and passwords of this process's environment as `***`, cut ones too.
+
+    A server may repeat our Authorization header in what it says: nothing that comes from one is shown or kept without.
+    """
+    for secret in _secrets():
+        size = min(len(secret), STRETCH)
+        pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+        if any(piece in text for piece in pieces):
+            text = _without(text, pieces, size)
+    return text
+
+
+def _secrets() -> set[str]:
+    """Values that no output may hold, also as they stand in JSON and in an address."""
+    found = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and not value.startswith("/")}
+    for name, value in os.environ.items():
+        if URL_NAME.search(name) and "@" in value:
+            found.add(value.rpartition("@")[0].rpartition("/")[2])
+            found.add(_password(value))
+    forms = {
+        form for value in map(str.strip, found) for form in (value, json.dumps(value)[1:-1], quote(value, safe=""))
+    }
+    return {form for form in forms if len(form) >= SHORTEST}
+
+
+def _password(address: str) -> str:
+    try:
+        return urlsplit(address).password or ""
+    except ValueError:  # no address
+        return ""
+
+
+def _without(text: str, pieces: set[str], size: int) -> str:
+    """`text` with every stretch in which each `size` characters are one of `pieces` as one mask."""
+    out, at = [], 0
+    while at < len(text):
+        end = at
+        while text[end : end + size] in pieces:
+            end += 1
+        out.append(MASK if end > at else text[at])
+        at = end + size - 1 if end > at else at + 1
+    return "".join(out)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ from typing import Any
 from sao_lib.errors import SaoError
 
 Record = dict[str, Any]  # one line of a JSONL file
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def digest(content: Any) -> str:
     """sha256 of the canonical JSON of `content`, hexadecimal."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(well_formed(text).encode()).hexdigest()
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate, which JSON can name, and no file can hold and no tokenizer read."""
+    return SURROGATE.sub("\ufffd", text)
 
 
 def file_digest(path: Path) -> str:
@@ -30,7 +37,7 @@ def write_atomic(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(well_formed(text))
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
@@ -45,7 +52,7 @@ def append_rows(path: Path, rows: Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("ab") as file:
-            file.write(text.encode())
+            file.write(well_formed(text).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -10,17 +10,16 @@ import json
 import os
 import resource
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sao_lib import hub, provenance
+from sao_lib import hub, provenance, writers
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, file_digest, read_rows, write_atomic
 from sao_lib.progress import TOKENS
@@ -32,6 +31,9 @@ PENDING = "run.pending.json"  # the manifest until the executed notebook stands 
 LOCK = ".lock"
 BEGUN = "begun.json"  # the code that a run which has not finished was made with so far
 RESULTS = (".jsonl", ".json", ".md", ".csv", ".tex", ".png")
+NOTEBOOK = "notebook.ipynb"
+AGAIN = "`make reproduce-...` sets this run aside and makes it again."
+READ_AGAIN = 8 * 2**20  # bytes: of what is larger, a model's weights, the size alone is looked at again
 
 
 def identity(spec: dict[str, Any]) -> str:
@@ -62,7 +64,7 @@ class Run:
         A finished run is read-only: it opens as a copy, which cells may change and which goes with the process.
         """
         path = ROOT / spec_file
-        die_with_parent()
+        writers.die_with_parent()
         try:
             spec = json.loads(path.read_text())
         except (FileNotFoundError, IsADirectoryError):
@@ -75,6 +77,8 @@ class Run:
             print("This run has finished and stays as it is: the cells below work on a copy of its folder.")
             return cls(spec, _copy(path.parent), copied=True)
         run = cls(spec, path.parent)
+        if writers.STARTED_BY in os.environ:
+            writers.hold(run.folder)
         run._begin()
         return run
 
@@ -133,10 +137,31 @@ class Run:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         name = PENDING if _locked(self.folder) else MANIFEST
-        write_atomic(self.folder / name, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.folder / name, _sealed(manifest))
         if name == MANIFEST:
             begun.unlink(missing_ok=True)
         return manifest
+
+
+def conclude(folder: Path) -> None:
+    """Make the manifest that waits for its notebook the run's own: with it the run is whole."""
+    manifest = json.loads((folder / PENDING).read_text())
+    write_atomic(folder / MANIFEST, _sealed({**manifest, "notebook": NOTEBOOK}))
+    for done_with in (PENDING, BEGUN):
+        (folder / done_with).unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed command left on its way; only for who holds the run's lock."""
+    for left in (*folder.glob(".*.tmp"), folder / "notebook.tmp.ipynb", folder / PENDING):
+        if not left.name.startswith(".spec.yaml"):  # written without the lock
+            left.unlink(missing_ok=True)
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """A manifest's text, with a digest of all that it says."""
+    plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "digest"}))
+    return json.dumps({**plain, "digest": digest(plain)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _is_result(path: Path) -> bool:
@@ -213,7 +238,8 @@ def seconds_behind(folders: Iterable[str]) -> float:
 def load(folder: Path) -> Run | None:
     """The finished run in `folder`, None if it has not finished.
 
-    Raises SaoError when the manifest is unreadable or a file it lists has another size.
+    Raises SaoError when the manifest is not as it was written, or a file that it lists has another size or, where
+    reading it is cheap, other content. The executed notebook may be opened and saved; it has to be there.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -221,30 +247,34 @@ def load(folder: Path) -> Run | None:
     try:
         manifest = json.loads(path.read_text())
         run = Run(manifest["spec"], folder)
-        sizes = manifest["files"]
-    except (ValueError, KeyError, TypeError):
-        raise SaoError(f"{path} is damaged.") from None
-    for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise SaoError(f"{file} is not as its manifest says (expected {size} bytes).")
+        listed = {name: (size, manifest.get("sha256", {}).get(name)) for name, size in manifest["files"].items()}
+        sealed = manifest.pop("digest", None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SaoError(f"{path} is damaged. {AGAIN}") from None
+    if sealed not in (None, digest(manifest)):
+        raise SaoError(f"{path} is not as it was written. {AGAIN}")
+    for name, (size, sha256) in listed.items():
+        if not _as_made(folder / name, size, sha256):
+            raise SaoError(f"{folder / name} is not as its manifest says ({size} bytes). {AGAIN}")
+    if not (folder / manifest.get("notebook", MANIFEST)).is_file():
+        raise SaoError(f"{folder / NOTEBOOK} is missing. {AGAIN}")
     return run
 
 
-def die_with_parent() -> None:
-    """Let the system kill this process when the one that started it is killed, so that no orphan goes on writing.
+def _as_made(file: Path, size: int, sha256: str | None) -> bool:
+    try:
+        now = file.stat()
+    except OSError:
+        return False
+    if now.st_size != size or not sha256 or size > READ_AGAIN:
+        return now.st_size == size
+    return _digest_at(file, now.st_mtime_ns, size) == sha256
 
-    Does nothing unless the environment's SAO_STARTED_BY names the process that started it.
-    """
-    starter = os.environ.get("SAO_STARTED_BY")
-    if starter and sys.platform == "linux":
-        import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        try:
-            os.kill(int(starter), 0)
-        except ProcessLookupError:
-            os._exit(1)  # it was killed before we asked
+@cache
+def _digest_at(file: Path, _changed: int, _size: int) -> str:
+    """A file's digest, read once a process and change."""
+    return file_digest(file)
 
 
 def peak_memory_gib() -> float:

@@ -5,17 +5,21 @@
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.files import read_rows, write_atomic
+from sao_lib.files import Record, write_atomic
 from sao_lib.settings import ROOT
 
 RAW = "https://raw.githubusercontent.com"
 FETCHED = ROOT / ".cache" / "github"
 PATIENCE = 60  # seconds
+# Escapes in JSON: a pair of surrogates or an escaped backslash (kept as they are), or one surrogate without the other.
+LONE_SURROGATE = re.compile(r"(\\\\|\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w)|\\u[dD][89a-fA-F]\w\w")
 
 
 def fetch(source: str) -> Path:
@@ -75,19 +79,131 @@ def check(source: str) -> None:
         raise SaoError(f"{source} is not on the hub; check its name, revision and HF_TOKEN.")
 
 
-def load_rows(source: str) -> list[dict[str, Any]]:
-    """The rows of a JSON list, JSONL or Parquet file; raises SaoError when it is missing or is something else."""
-    path = fetch(source)
-    if path.suffix == ".jsonl":
-        return read_rows(path)
-    if path.suffix == ".parquet":
-        import pandas as pd
+class Row(dict[str, Any]):
+    """A row of a data file, which knows where it stands there."""
 
-        return list(json.loads(pd.read_parquet(path).to_json(orient="records")))
+    place = ""
+
+
+def refused(source: str, row: Record, what: str) -> SaoError:
+    """The sentence for a row of a data file: file, place, what is wrong, what to do; no file is to be deleted."""
+    return SaoError(f"{source}, {getattr(row, 'place', 'a row')}: {what}; mend that row or take it out.")
+
+
+def load_rows(source: str, texts: Sequence[str] = (), unique: Sequence[str] = ()) -> list[Record]:
+    """The rows of a JSON list, JSONL or Parquet file.
+
+    `texts` are the columns that hold a text in every row, `unique` those in which no value stands twice: both are asked
+    of a user's own file, not of one that others publish. Raises SaoError when the file is missing, holds something else
+    or has a row that is broken; unlike a run's own log, which a kill may have cut, no line of it is left out.
+    """
+    path = fetch(source)
+    rows = _parquet(path, source) if path.suffix == ".parquet" else _json(path, source)
+    if not rows:
+        raise SaoError(f"{source} holds no rows.")
+    if not source.startswith(hub.ELSEWHERE):
+        for key in texts:
+            for row in rows:
+                text_of(source, row, key)
+        for key in unique:
+            _unique(source, rows, key)
+    return rows
+
+
+def text_of(source: str, row: Record, key: str) -> str:
+    """The text under `key`; raises SaoError where there is none, or a blank one."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise refused(source, row, f"{key} is {_said(value)} and must be a text" if key in row else f"it has no {key}")
+    if not value.strip():
+        raise refused(source, row, f"{key} is blank")
+    return value
+
+
+def _unique(source: str, rows: Sequence[Record], key: str) -> None:
+    seen: dict[str, Record] = {}
+    for row in rows:
+        if row.get(key) is not None:
+            first = seen.setdefault(str(row[key]), row)
+            if first is not row:
+                where = getattr(first, "place", "another row")
+                raise refused(source, row, f"its {key} {_said(row[key])} stands in {where} already")
+
+
+def _parquet(path: Path, source: str) -> list[Record]:
+    import pandas as pd
+
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(pd.read_parquet(path).to_json(orient="records"))
     except (OSError, ValueError) as error:
-        raise SaoError(f"{source} cannot be read as JSON: {error}") from None
-    if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
-        raise SaoError(f"{source} must hold a JSON list of objects.")
-    return loaded
+        raise SaoError(f"{source} cannot be read as Parquet: {in_one_line(error)}") from None
+    return [_placed(row, f"row {number}") for number, row in enumerate(loaded, 1)]
+
+
+def _json(path: Path, source: str) -> list[Record]:
+    text = _text(path, source)
+    if path.suffix == ".jsonl":
+        lines = [(f"line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        found = [(place, _value(line, f"{source}, {place},")) for place, line in lines]
+    else:
+        loaded = _value(text, source)
+        if not isinstance(loaded, list):
+            raise SaoError(f"{source} must hold a list of objects, and holds {_said(loaded)}.")
+        found = [(f"row {number}", row) for number, row in enumerate(loaded, 1)]
+    wrong = next(((place, row) for place, row in found if not isinstance(row, dict)), None)
+    if wrong:
+        raise SaoError(
+            f"{source}, {wrong[0]}, must be an object {{...}} and is {_said(wrong[1])}; mend it or take it out."
+        )
+    return [_placed(row, place) for place, row in found]
+
+
+def _text(path: Path, source: str) -> str:
+    try:
+        raw = path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise SaoError(f"{source} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SaoError(f"{source}, line {line}, is not UTF-8; save the file with that encoding.") from None
+
+
+def _value(text: str, where: str) -> Any:
+    """What a JSON text holds, a lone surrogate as U+FFFD; raises SaoError for what is none, or says a thing twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Record:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"it has {max(keys, key=keys.count)!r} twice")
+        return dict(pairs)
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        return json.loads(_with_whole_characters(text), object_pairs_hook=once, parse_constant=no_number)
+    except json.JSONDecodeError as error:
+        place = f" at line {error.lineno}" if "\n" in text.strip() else ""
+        what = f"{error.msg}{place}"
+    except RecursionError:
+        what = "it is nested too deeply"
+    except ValueError as error:
+        what = in_one_line(error)
+    raise SaoError(f"{where} is not JSON as it should be ({what}); mend it there.")
+
+
+def _with_whole_characters(text: str) -> str:
+    """A JSON text in which no escape names a lone surrogate."""
+    return LONE_SURROGATE.sub(lambda found: found[0] if found[1] else "\\ufffd", text)
+
+
+def _placed(row: Record, place: str) -> Row:
+    placed = Row(row)
+    placed.place = place
+    return placed
+
+
+def _said(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."

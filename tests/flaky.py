@@ -13,11 +13,16 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Fault:
-    """What a request gets instead of the server's answer; status 0 breaks the connection off."""
+    """What a request gets instead of the server's answer; status 0 breaks the connection off.
+
+    `raw` is sent in place of `body`; `announced` bytes are promised, however many come.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=lambda: {"error": {"message": "as the test wants"}})
+    raw: bytes | None = None
+    announced: int | None = None
 
 
 class FlakyProxy(ThreadingHTTPServer):
@@ -41,7 +46,9 @@ class FlakyHandler(BaseHTTPRequestHandler):
         if fault and not fault.status:
             self.connection.shutdown(socket.SHUT_RDWR)
         elif fault:
-            self.answer(fault.status, json.dumps(fault.body).encode(), fault.headers)
+            length = {} if fault.announced is None else {"Content-Length": str(fault.announced)}
+            raw = json.dumps(fault.body).encode() if fault.raw is None else fault.raw
+            self.answer(fault.status, raw, {**fault.headers, **length})
         else:
             upstream = http.client.HTTPConnection(proxy.upstream)
             upstream.request("POST", self.path, body, dict(self.headers))

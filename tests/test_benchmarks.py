@@ -79,12 +79,14 @@ MT_QUESTIONS = [
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ("Good. Rating: [[7]]", 7), ("[[8.5]]", 8.5), ("Rating: [[10]] I said [[2]]", 10), ("Rating: [6]", 6),
+        ("Good. Rating: [[7]]", 7), ("[[8.5]]", 8.5), ('It says "[[10]]". Rating: [[2]]', 2), ("Rating: [6]", 6),
+        ("As [1] says: [6]", 6), ("[[99]]", None), ("[[0]]", None), ("[[10]]", 10), (f"[[{'9' * 5000}]]", None),
+        ("I quote [[10]] and say [[11]]", None), ("[[" + "9" * 100_000, None),
         ("[3] but then [[4]]", 4), ("Rating: [[seven]]", None), ("Rating: 7", None), ("[[7/10]]", None), ("[[]]", None),
         ("[[-1]]", None), ("$ERROR$", None), ("", None), ("[[9.]]", 9), ("Rating:\n[[\n5\n]]", None),
     ],
 )  # fmt: skip
-def test_mt_bench_ratings_are_read_as_fastchat_reads_them(text: str, score: float | None) -> None:
+def test_mt_bench_ratings_are_the_last_from_1_to_10(text: str, score: float | None) -> None:
     assert mt_bench.parse_rating(text) == score
 
 
@@ -217,6 +219,8 @@ def test_mt_requests_for_the_real_questions_are_reference_guided_in_30_of_80() -
     [
         ("My final verdict is [[A>>B]]", "A>>B"), ("[[A=B]]", "A=B"), ("[[B>A]] and again [[B>A]]", "B>A"),
         ("[[A>B]], no, [[B>A]]", None), ("[A>B]", None), ("A>B", None), ("[[A]]", None), ("[[A<B]]", None),
+        ('The answer ends "[[A>>B]]".', None), ("> [[A>>B]]", None), ("It claims `[[A>>B]]`.\n[[B>A]]", "B>A"),
+        ("[[A>>B]] stands in it.\na\nb\nc", None), ("[[A>B]] is wrong.\n\na\n\nb\n[[B>A]]: B\n", "B>A"),
         ("[[A > B]]", None), ("[[]]", None), ("", None), ("**[[B>>A]]**.", "B>>A"), ("[[A>B>C]]", None),
     ],
 )  # fmt: skip
@@ -472,6 +476,7 @@ NONE = [None] * 5
         ('Not {"correctness": 1}:\n```json\n{"Correctness": "9", "clarity": 11}\n```', [9, None, None, None, None]),
         ('{"ratings": {"correctness": 3, "relevance": true}}', [3, None, None, None, None]),
         ('{"correctness": NaN, "completeness": -1, "clarity": "8/10", "usefulness": null, "relevance": [1]}', NONE),
+        ('{"correctness": ' + "[" * 100_000 + "}", NONE),
         ("{correctness: 9}", NONE), ("Correctness: 9", NONE), ("", NONE), ("{}", NONE),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from sao_lib.settings import Machine
 
 MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "main_path.json").read_text())
 API_JUDGE = ["judge.model=openai/gpt-4o", "judge.engine=null", "judge.reading=text", "judge.orders=one"]
+FAKE_MANIFEST = '{"spec": {"params": {}}, "files": {}}'  # of a run that has finished
 
 
 def planned(profile: str, experiment: str, *assignments: str) -> dict[str, Planned]:
@@ -135,7 +136,7 @@ def test_runs_that_are_done_are_not_to_do(
     for run in runs.values():
         if run.spec["stage"] in ("synthesize", "judge"):
             run.path.mkdir(parents=True)
-            (run.path / "run.json").write_text("{}")
+            (run.path / "run.json").write_text(FAKE_MANIFEST)
     cost.show_plan("cpu", ["smoke"], [])
     shown = capsys.readouterr().out
     rows = {line[:15].strip(): line[15:].split() for line in shown.splitlines() if line[:1].isalpha()}
@@ -176,7 +177,7 @@ def test_what_is_done_is_not_held_against_the_cap(tmp_path: Path, monkeypatch: p
     runs = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
     for run in runs:
         run.path.mkdir(parents=True)
-        (run.path / "run.json").write_text("{}")
+        (run.path / "run.json").write_text(FAKE_MANIFEST)
     cost.check_cap([run for run in runs if not run.done], runs)
 
 
@@ -199,7 +200,7 @@ def test_what_is_to_be_made_again_is_held_against_the_cap_before_it_is_set_aside
     runs = api_runs(monkeypatch, tmp_path, "engine.max_usd=0")
     for run in runs:
         run.path.mkdir(parents=True)
-        (run.path / "run.json").write_text("{}")
+        (run.path / "run.json").write_text(FAKE_MANIFEST)
     with pytest.raises(SaoError, match="Nothing was started"):
         reproduce.reproduce("cpu", ["table13"], [*API_JUDGE, "engine.max_usd=0"], fresh="all")
     assert all(run.done for run in runs)

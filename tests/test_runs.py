@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,74 @@ def test_a_model_that_is_cut_is_noticed(finished: Path) -> None:
         load(finished)
 
 
+def edit(file: Path, old: bytes, new: bytes) -> None:
+    file.write_bytes(file.read_bytes().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: edit(f / "rows.jsonl", b"1", b"2"), "rows.jsonl is not as its manifest says"),
+        (lambda f: (f / "rows.jsonl").unlink(), "rows.jsonl is not as its manifest says"),
+        (lambda f: edit(f / MANIFEST, b'"loss": 1.0', b'"loss": 0.1'), "run.json is not as it was written"),
+        (lambda f: edit(f / MANIFEST, b"weights", b"weight"), None),
+        (lambda f: (f / MANIFEST).write_bytes(b"[]"), "run.json is damaged"),
+        (lambda f: (f / MANIFEST).write_bytes(b"caf\xe9"), "run.json is damaged"),
+        (
+            lambda f: edit(f / "model" / "model.safetensors", b"w", b"v"),
+            "model.safetensors is not as its manifest says",
+        ),
+        (lambda f: (f / "model" / "model.safetensors").unlink(), "model.safetensors is not as its manifest says"),
+        (lambda f: shutil.rmtree(f / "model"), "model.safetensors is not as its manifest says"),
+        (lambda f: (f / runs.NOTEBOOK).unlink(), "notebook.ipynb is missing"),
+        (lambda f: (f / runs.NOTEBOOK).write_text("opened and saved"), None),
+        (lambda f: (f / "spec.yaml").unlink(), None),
+    ],
+)
+def test_damage_to_a_finished_run_is_noticed(
+    damage: Callable[[Path], object], said: str | None, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (finished / runs.NOTEBOOK).write_text("executed")
+    (finished / MANIFEST).rename(finished / runs.PENDING)
+    runs.conclude(finished)
+    monkeypatch.setattr(chain, "OUTPUTS", finished.parents[2])
+    run = chain.Planned("cpu/train/simpo-1", {"stage": "train"})
+    assert run.done
+    damage(finished)
+    assert run.done == (said is None)
+    if said:
+        with pytest.raises(SaoError, match=f"{said}.*sets this run aside and makes it again"):
+            load(finished)
+
+
+def test_of_large_files_the_size_alone_is_looked_at_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "READ_AGAIN", 3)
+    monkeypatch.setattr(runs, "file_digest", lambda path: pytest.fail("read again"))
+    assert load(finished) is not None
+
+
+def test_a_damaged_run_is_made_again_and_a_lost_spec_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (runs, chain):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    made = plan.make("cpu", "smoke")
+    plan.write_specs(made)
+    for run in made.runs:
+        if run.spec["stage"] == "train":
+            (run.path / "model").mkdir()
+            (run.path / "model" / "model.safetensors").write_bytes(b"weights")
+        runs.Run.open(run.path / "spec.yaml").finish({})
+    trained = next(run for run in made.runs if run.spec["stage"] == "train")
+    (trained.path / "model" / "model.safetensors").unlink()
+    (made.runs[0].path / "spec.yaml").unlink()
+    assert [run for run in made.runs if not run.done] == [trained]
+    plan.write_specs(made)
+    assert (trained.path.with_name(f"{trained.path.name}.damaged") / MANIFEST).is_file()
+    assert (trained.path / "spec.yaml").is_file()
+    assert runs.Run.open(made.runs[0].path / "spec.yaml").copied
+
+
 def test_the_manifest_waits_for_whoever_holds_the_lock(make_run: Any, tmp_path: Path) -> None:
     run = make_run()
     with FileLock(tmp_path / runs.LOCK):
@@ -227,6 +297,7 @@ def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypat
     judged = next(run for run in made.runs if "/judge/self" in run.folder)
     manifest = json.loads((judged.path / MANIFEST).read_text())
     manifest["code"]["sao_lib/method/judge.py"] = "another"
+    del manifest["digest"]
     (judged.path / MANIFEST).write_text(json.dumps(manifest))
     chosen = [run.folder.split("/")[1:] for run in plan.fresh(made, "stale")]
     assert [(stage, name.rpartition("-")[0]) for stage, name in chosen] == [

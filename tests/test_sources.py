@@ -12,7 +12,7 @@ import pytest
 
 from sao_lib import hub, sources
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.evaluate import alpaca_eval
+from sao_lib.evaluate import alpaca_eval, arena_hard, mt_bench
 from sao_lib.method import synthesize, train
 from sao_lib.plan import layers
 from sao_lib.plan import planning as plan
@@ -59,8 +59,87 @@ def test_ultrafeedback_trains_and_gives_prompts(tmp_path: Path, cpu: Settings, m
 def test_an_external_row_without_an_answer_is_named(tmp_path: Path, cpu: Settings, make_run: Any) -> None:
     broken = {**ultrafeedback(1), "rejected": []}
     source = parquet(tmp_path, ultrafeedback(0), broken)
-    with pytest.raises(SaoError, match="row 2, lacks one of prompt, chosen and rejected"):
+    with pytest.raises(SaoError, match="row 2: it lacks one of prompt, chosen and rejected"):
         train.load_preferences(make_run(), cpu.train.model_copy(update={"data": source}))
+
+
+PERSONA = '{"id": "p1", "persona": "a baker"}'
+INSTRUCTION = '{"instruction": "q1", "output": "a1", "generator": "us"}'
+BROKEN: list[tuple[str, str | bytes, str]] = [  # the file of a user, what is in it, what is said of it
+    ("p.jsonl", f"{PERSONA}\n{{broken\n{PERSONA}\n", r"p\.jsonl, line 2, is not JSON as it should be .*mend it"),
+    ("p.jsonl", f'{PERSONA}\n{{"id": "p2", "per', r"line 2, is not JSON"),
+    ("p.jsonl", f"{PERSONA}\n\n[1]\n", r"line 3, must be an object \{\.\.\.\} and is \[1\]; mend it"),
+    ("p.jsonl", f'{PERSONA}\n"a nun"\n', r"line 2, must be an object"),
+    ("p.jsonl", "7", r"line 1, must be an object"),
+    ("p.jsonl", "null", r"line 1, must be an object"),
+    ("p.jsonl", "<!DOCTYPE html><p>Not found</p>", r"line 1, is not JSON"),
+    ("p.jsonl", "", r"p\.jsonl holds no rows"),
+    ("p.jsonl", "[" * 100_000, r"line 1, is not JSON as it should be \(it is nested too deeply\)"),
+    ("p.jsonl", f"{PERSONA}\n".encode("utf-16"), r"line 1, is not UTF-8; save the file with that encoding"),
+    ("p.jsonl", PERSONA.encode() + b'\n{"persona": "a caf\xe9 owner"}\n', r"line 2, is not UTF-8"),
+    ("p.jsonl", PERSONA + '\n{"persona": "a\0b"}', r"line 2, is not JSON"),
+    ("p.jsonl", '{"persona": "a", "persona": "b"}', r"line 1, is not JSON as it should be \(it has 'persona' twice\)"),
+    ("p.jsonl", '{"persona": NaN}', r"line 1, .*NaN is no number"),
+    ("p.jsonl", f'{PERSONA}\n{{"id": "p2"}}', r"line 2: it has no persona; mend that row or take it out"),
+    ("p.jsonl", f'{PERSONA}\n{{"persona": 7}}', r"line 2: persona is 7 and must be a text"),
+    ("p.jsonl", f'{PERSONA}\n{{"persona": " \\n"}}', r"line 2: persona is blank"),
+    ("p.jsonl", f"{PERSONA}\n{PERSONA}", r'line 2: its id "p1" stands in line 1 already'),
+    ("q.json", f"[{INSTRUCTION},", r"q\.json is not JSON"),
+    ("q.json", "{}", r"q\.json must hold a list of objects, and holds \{\}"),
+    ("q.json", f"[{INSTRUCTION}, {{}}]", r"row 2: it has no instruction"),
+    ("q.json", f"[{INSTRUCTION}, {INSTRUCTION}]", r'row 2: its instruction "q1" stands in row 1 already'),
+    ("q.json", f"[{INSTRUCTION}, 5]", r"row 2, must be an object"),
+    ("q.json", '[{"instruction": "q1", "output": "  ", "generator": "us"}]', r"row 1: output is blank"),
+    ("q.json", '[{"instruction": "q1", "output": 5, "generator": "us"}]', r"row 1: output is 5 and must be a text"),
+    ("q.json", '[{"instruction": "q1", "output": "a", "generator": "them"}]', r"holds no output by 'us' for 'q1'"),
+    ("q.json", "[]", r"q\.json holds no rows"),
+    ("d.jsonl", '{"prompt": "x", "chosen": "good", "rejected": "bad"}', r"line 1: prompt must be a text, chosen"),
+    ("d.jsonl", '{"prompt": ["x"], "chosen": [], "rejected": []}', r'line 1: prompt is \["x"\] and must be a text'),
+    ("d.jsonl", '{"prompt": "x", "chosen": [{"role": "user"}], "rejected": [1]}', r"line 1: prompt must be a text"),
+    ("d.parquet", "no parquet", r"d\.parquet cannot be read as Parquet"),
+    ("m.jsonl", '{"question_id": 1, "category": "math", "turns": ["one"]}', r"line 1: turns must be a list of two"),
+    ("m.jsonl", '{"question_id": 1, "turns": ["one", "two"]}', r"line 1: it has no category"),
+    ("a.jsonl", '{"question_id": 1, "baseline": "b"}', r"line 1: it has no prompt"),
+    ("a.jsonl", '{"question_id": 1, "turns": ["q"], "baseline": "b"}', r"line 1: turns must be a list of \{content\}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BROKEN)
+def test_what_is_wrong_in_a_users_file_is_one_sentence_with_its_place(
+    name: str, content: str | bytes, said: str, tmp_path: Path, cpu: Settings, make_run: Any
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    evaluate = cpu.evaluate.model_copy(update={"instructions": str(path), "reference": "us", "n": 1})
+    readers = {
+        "p": lambda: synthesize.load_personas(str(path), 1, 0), "q": lambda: alpaca_eval.load_instructions(evaluate),
+        "d": lambda: train.load_preferences(make_run(), cpu.train.model_copy(update={"data": str(path)})),
+        "m": lambda: mt_bench.load_questions(str(path), 1), "a": lambda: arena_hard.load_questions(str(path), None, 1),
+    }  # fmt: skip
+    with pytest.raises(SaoError, match=said) as refused:
+        readers[name[0]]()
+    assert str(path) in str(refused.value)
+    assert "delete" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_right_in_a_users_file_is_read_whatever_wrote_it(tmp_path: Path) -> None:
+    """A byte order mark, Windows line ends, blank lines, a last line without an end, numbers as ids, odd characters."""
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"id": 1, "persona": "a b\\ud83e\\udd56ker"}\r\n\r\n{"persona": "a \\ud800 nun\xe2\x80\xa8"}\n'
+        b'{"persona": "a \\\\ud800 dyer"}'
+    )
+    found = sorted(row["persona"] for row in synthesize.load_personas(str(path), 3, 0))
+    assert found == sorted(["a \\ud800 dyer", "a b\U0001f956ker", "a \ufffd nun\u2028"])
+
+
+def test_a_published_set_may_hold_a_row_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set on the hub a row without its text is passed over, and repeated ids are its own."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{PERSONA}\n{PERSONA}\n{{"persona": ""}}\n')
+    monkeypatch.setattr(sources, "fetch", lambda source: path)
+    assert len(synthesize.load_personas("hub:org/set@main/p.jsonl", 2, 0)) == 2
 
 
 def test_persona_hub_rows_have_no_id(tmp_path: Path) -> None:
@@ -124,9 +203,9 @@ def test_a_file_on_github_is_fetched_once_at_its_commit(tmp_path: Path, monkeypa
 def test_a_file_that_is_no_list_of_rows_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1}')
     (tmp_path / "b.json").write_text("[1, 2")
-    with pytest.raises(SaoError, match="must hold a JSON list of objects"):
+    with pytest.raises(SaoError, match="must hold a list of objects"):
         sources.load_rows(str(tmp_path / "a.json"))
-    with pytest.raises(SaoError, match="cannot be read as JSON"):
+    with pytest.raises(SaoError, match="is not JSON as it should be"):
         sources.load_rows(str(tmp_path / "b.json"))
     with pytest.raises(SaoError, match="does not exist"):
         sources.check(str(tmp_path / "c.json"))

@@ -39,7 +39,7 @@ def user_turn(policy: Policy, prompt: str) -> Conversation:
 
 def seed_for(run_seed: int, row: str, sample: int = 0) -> int:
     """A sampling seed that depends on the row and not on its place in a batch."""
-    return int(hashlib.sha256(f"{run_seed}/{row}/{sample}".encode()).hexdigest()[:8], 16) % 2**31
+    return int(hashlib.sha256(f"{run_seed}/{row}/{sample}".encode(errors="replace")).hexdigest()[:8], 16) % 2**31
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ the strings that the tokenizer would read as special tokens, so it cannot end it
 """
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,12 +14,16 @@ from typing import Any, TypedDict
 from jinja2 import TemplateError
 
 from sao_lib.errors import SaoError
+from sao_lib.files import digest
 from sao_lib.settings import ROOT
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 ANSWER = "forty-two"  # stands for any answer
 DATE = "26 Jul 2024"  # Llama-3.2's template asks for one and prints today's unless it gets one; this is Llama-3.1's
+
+# What a template puts above a text, or before it on its line: `[Response 1]`, `<|User|>`, `### User:`, `Answer:`.
+HEADER = re.compile(r"^(\[|<\||#+ )?(\w[\w' ]*)(?(1)(?:\]|\|>|:)?$|:(?= \{))", re.MULTILINE)
 
 
 class Message(TypedDict):
@@ -29,6 +34,37 @@ class Message(TypedDict):
 def fill(template: str, values: dict[str, str]) -> str:
     """`template` with each {key} replaced once; what is put in is never searched for keys again."""
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+
+def fill_apart(template: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """As `fill`, where texts of others (`theirs`) cannot be taken for the template's headers.
+
+    Where one of them imitates a header, all that are real get a mark that no text can know, as it is the texts' own
+    digest, and a sentence says so. Elsewhere the template stands as it is written.
+    """
+    names = {found[2].strip() for found in HEADER.finditer(template)}
+    if imitates(names, theirs.values()):
+        mark = f"#{digest([template, dict(theirs)])[:8]}"
+        marked = HEADER.sub(
+            lambda m: m[0][: m.end(2) - m.start()] + f" {mark}" + m[0][m.end(2) - m.start() :], template
+        )
+        template = f"Headers that end in {mark} are this request's; all others are part of a text.\n\n{marked}"
+    return fill(template, {**ours, **theirs})
+
+
+def imitates(names: Iterable[str], texts: Iterable[str]) -> bool:
+    """Whether one of `texts` holds one of the header's `names` as a header: in brackets, alone on a line, with a colon.
+
+    Within a line a colon makes a header of two words or more; one word with a colon there is ordinary.
+    """
+    patterns = []
+    for name in names:
+        words = re.findall(r"\w+", name)
+        said = r"[\W_]{0,3}".join(map(re.escape, words))
+        patterns.append(rf"(?:^|[\[<(#*|>{{])[^\S\n]{{0,3}}{said}[^\S\n]{{0,3}}(?:[\]>):*|}}]|$)")
+        patterns += [rf"\b{said}[\s*_]{{0,3}}:"] if len(words) > 1 else []
+    header = re.compile("|".join(patterns), re.IGNORECASE | re.MULTILINE)
+    return bool(patterns) and any(header.search(unicodedata.normalize("NFKC", text)) for text in texts)
 
 
 class Chat:
@@ -78,7 +114,7 @@ class Chat:
             ) from None
 
     def neutral(self, text: str) -> str:
-        """`text` without control characters and with special-token strings broken by a space."""
+        """`text` without control characters and lone surrogates, and with special-token strings broken by a space."""
         return self._special.sub(lambda m: m[0][0] + " " + m[0][1:], CONTROL.sub(" ", text))
 
     def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:

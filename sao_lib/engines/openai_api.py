@@ -7,6 +7,7 @@ the calls still to make can cost, is checked before the first of them.
 
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,12 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 from sao_lib.engines import Completion, Conversation
-from sao_lib.errors import SaoError, in_one_line
-from sao_lib.files import Record, append_rows, digest, resume_rows
+from sao_lib.engines.openai_reply import read_reply
+from sao_lib.errors import SaoError, in_one_line, masked
+from sao_lib.files import Record, append_rows, digest, resume_rows, well_formed
 from sao_lib.settings import PARAMS, read_yaml
 from sao_lib.settings import Engine as EngineSettings
 
@@ -28,14 +31,45 @@ WORKERS = 8
 # The client waits 0.5, 1, 2, 4 and then 8 seconds, each less up to a quarter, or as long as Retry-After says, up to two
 # minutes. Fourteen retries without that header wait 65 to 88 seconds: more than a rate limit's minute.
 RETRIES = 14
+FIRST_RETRIES = 2  # until the server has answered once: an address where nobody listens is said in seconds
+UNREADABLE = 3  # tries of a call whose reply is no JSON, because a connection may have been cut
+PAUSE = 1.0  # seconds between them
+OFFICIAL = "https://api.openai.com/v1"
 
 Key = tuple[str, int]
 
 
 def require_key(model: str) -> None:
-    """Raise SaoError unless OPENAI_API_KEY is set."""
-    if not os.environ.get("OPENAI_API_KEY"):
+    """Raise SaoError unless OPENAI_API_KEY is set to what can be a key, and OPENAI_BASE_URL, if set, to an address."""
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
         raise SaoError(f"{model} needs OPENAI_API_KEY in the environment (and OPENAI_BASE_URL for another server).")
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        if not _printable(os.environ.get(name, "")):
+            raise SaoError(
+                f"{name} holds a blank, a line break or a letter that is not ASCII, which no key has; set it again."
+            )
+    try:
+        parts = urlsplit(_address())
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _printable(_address())
+    except ValueError:  # no port
+        right = False
+    if not right:  # what it is may be a key in the wrong place
+        raise SaoError(f"OPENAI_BASE_URL is no address like {OFFICIAL}; set it again or unset it.")
+
+
+def _printable(text: str) -> bool:
+    return all("!" <= character <= "~" for character in text)
+
+
+def _address() -> str:
+    return os.environ.get("OPENAI_BASE_URL") or OFFICIAL
+
+
+def _place() -> str:
+    """The address without what may be secret in it."""
+    parts = urlsplit(_address())
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def check(model: str) -> None:
@@ -106,12 +140,17 @@ class Journal:
             raise SaoError(
                 f"{line}{damaged}; delete that line alone, the others are paid replies, and run the same command again."
             ) from None
-        self.rows = {(str(row["request"]), int(row["occurrence"])): row for row in rows}
+        try:
+            self.rows = {(row["request"], row["occurrence"]): {**row, "usd": float(row["usd"])} for row in rows}
+        except (KeyError, TypeError, ValueError):
+            raise SaoError(
+                f"{path} holds a line that is no reply of an API; delete that line alone, the others are paid replies."
+            ) from None
 
     @property
     def spent(self) -> float:
-        """Dollars that all replies cost."""
-        return math.fsum(row["usd"] for row in self.rows.values())
+        """Dollars that all replies cost; none gave any back."""
+        return math.fsum(max(0.0, row["usd"]) for row in self.rows.values())
 
     def keep(self, key: Key, reply: Record) -> None:
         row = {"request": key[0], "occurrence": key[1], **reply}
@@ -137,12 +176,16 @@ class OpenAIEngine:
         require_key(f"openai/{model}")
         self.model, self.settings, self.log = model, settings, log
         self.journal = Journal(log.parent / JOURNAL)
-        self.client = OpenAI(max_retries=RETRIES, timeout=120)
+        try:
+            self.client = OpenAI(base_url=_address(), max_retries=RETRIES, timeout=120)
+        except Exception as error:  # of a proxy or a certificate that the environment names
+            raise SaoError(f"No client for {_place()} can be made: {in_one_line(error)}") from None
+        self.answered = False  # by the server, whatever it said
 
     def _all(self, conversations: Sequence[Conversation], max_tokens: int, extra: Sequence[Record]) -> list[Record]:
         """One reply per conversation: those of the journal, and the rest asked now."""
         requests = [
-            {"model": self.model, "messages": list(c.messages), "max_completion_tokens": max_tokens, **more}
+            {"model": self.model, "messages": _sent(c), "max_completion_tokens": max_tokens, **more}
             for c, more in zip(conversations, extra, strict=True)
         ]
         keys = keys_of(requests)
@@ -181,32 +224,57 @@ class OpenAIEngine:
             )
 
     def _call(self, request: Record, most: float) -> Record:
-        """What is kept of one reply; one that does not say its tokens counts as `most` dollars."""
-        from openai import APIConnectionError, APIStatusError, AuthenticationError
+        """What is kept of one reply; one that does not say its tokens, or is unreadable, counts as `most` dollars."""
+        where = f"The API at {_place()}"
+        for lost in range(UNREADABLE):
+            try:
+                reply = read_reply(self._asked(request, where))
+                break
+            except ValueError:
+                if lost == UNREADABLE - 1:
+                    raise SaoError(f"{where} gave no completion but what is no JSON; check OPENAI_BASE_URL.") from None
+                time.sleep(PAUSE)
+        if reply is None:
+            raise SaoError(f"{where} gave no completion; check OPENAI_BASE_URL.")
+        tokens = reply.pop("tokens")
+        return {
+            "model": self.model,
+            **reply,
+            "tokens_in": tokens[0] if tokens else 0,
+            "tokens_out": tokens[1] if tokens else 0,
+            "usd": lost * most + (usd(self.model, *tokens) if tokens else most),
+        }
 
-        where = f"The API at {self.client.base_url}"
+    def _asked(self, request: Record, where: str) -> bytes:
+        """The body of the server's answer to one call."""
+        from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAIError
+
+        client = self.client
         try:
-            reply: Any = self.client.chat.completions.create(**request)
+            if not self.answered:
+                client = client.with_options(max_retries=min(FIRST_RETRIES, RETRIES))
+                try:
+                    return self._body(client, request)
+                except APIStatusError as error:
+                    self.answered = True
+                    if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                        raise
+                    client = self.client
+            return self._body(client, request)
         except AuthenticationError:
             raise SaoError(f"The API refused OPENAI_API_KEY for {self.model}; check the key.") from None
         except APIConnectionError:
             raise SaoError(f"{where} cannot be reached; check OPENAI_BASE_URL.") from None
         except APIStatusError as error:
-            raise SaoError(f"The API answered {error.status_code} for {self.model}: {error.message[:160]}") from None
-        if not getattr(reply, "choices", None):
-            raise SaoError(f"{where} gave no completion; check OPENAI_BASE_URL.")
-        choice, usage = reply.choices[0], reply.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
-        return {
-            "model": self.model,
-            "text": choice.message.content or "",
-            "finish_reason": choice.finish_reason,
-            "tokens_in": tokens[0],
-            "tokens_out": tokens[1],
-            "top_logprobs": [[t.token, t.logprob] for t in first.top_logprobs] if first else [],
-            "usd": usd(self.model, *tokens) if usage else most,
-        }
+            said = masked(error.message)[:160]
+            raise SaoError(f"The API answered {error.status_code} for {self.model}: {said}") from None
+        except OpenAIError as error:
+            raise SaoError(f"{where} gave no completion: {in_one_line(error)}") from None
+
+    def _body(self, client: Any, request: Record) -> bytes:
+        body: bytes = client.chat.completions.with_raw_response.create(**request).content
+        self.answered = True
+        return body
 
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
@@ -237,3 +305,7 @@ class OpenAIEngine:
 
 def _log(p: float) -> float:
     return math.log(p) if p > 0 else -100.0
+
+
+def _sent(conversation: Conversation) -> list[dict[str, str]]:
+    return [{"role": m["role"], "content": well_formed(m["content"])} for m in conversation.messages]

@@ -17,8 +17,8 @@ from sao_lib.engines import Completion, Conversation, Engine
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
 from sao_lib.progress import TOKENS
-from sao_lib.runs import die_with_parent
 from sao_lib.settings import Engine as EngineSettings
+from sao_lib.writers import STARTED_BY, die_with_parent
 
 _engine: Engine | None = None  # in a copy's process: the copy
 
@@ -112,7 +112,7 @@ def _start(
 ) -> None:
     """Open this process's copy; it ends with the process that asked for it."""
     global _engine
-    os.environ["SAO_STARTED_BY"] = str(parent)
+    os.environ[STARTED_BY] = str(parent)
     die_with_parent()
     if cards is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards  # before CUDA is looked at

@@ -13,7 +13,7 @@ from sao_lib.files import write_rows
 from sao_lib.method.judge import sign
 from sao_lib.runs import Run
 from sao_lib.settings import Evaluate, Policy
-from sao_lib.sources import load_rows
+from sao_lib.sources import load_rows, refused, text_of
 
 
 def load_instructions(settings: Evaluate) -> list[dict[str, Any]]:
@@ -21,15 +21,16 @@ def load_instructions(settings: Evaluate) -> list[dict[str, Any]]:
 
     Raises SaoError if there are fewer, or if one holds no output by the generator that `settings.reference` names.
     """
-    rows = load_rows(settings.instructions)[: settings.n]
+    rows = load_rows(settings.instructions, texts=["instruction", "output"], unique=["instruction"])[: settings.n]
     if len(rows) < settings.n:
         raise SaoError(f"{settings.instructions} has {len(rows)} instructions, fewer than evaluate.n = {settings.n}.")
-    wrong = next((row for row in rows if row.get("generator") != settings.reference or not row.get("output")), None)
-    if wrong:
-        raise SaoError(
-            f"{settings.instructions} holds no output by '{settings.reference}' for '{wrong['instruction'][:60]}'; "
-            "set evaluate.reference to the file's generator."
-        )
+    for row in rows:
+        asked = text_of(settings.instructions, row, "instruction")
+        if row.get("generator") != settings.reference or not row.get("output"):
+            raise SaoError(
+                f"{settings.instructions} holds no output by '{settings.reference}' for '{asked[:60]}'; "
+                "set evaluate.reference to the file's generator."
+            )
     return rows
 
 
@@ -61,11 +62,15 @@ def published_answers(run: Run, settings: Evaluate, instructions: Sequence[dict[
 
     Each answer counts as finished. Raises SaoError when the file lacks an instruction.
     """
-    found = {row.get("instruction"): row for row in load_rows(str(settings.answers))}
+    given = load_rows(str(settings.answers), texts=["instruction", "generator"], unique=["instruction"])
+    found = {row.get("instruction"): row for row in given}
     missing = next((row["instruction"] for row in instructions if row["instruction"] not in found), None)
     if missing is not None:
         raise SaoError(f"{settings.answers} has no answer to '{missing[:60]}' of {settings.instructions}.")
     answers = [found[row["instruction"]] for row in instructions]
+    wrong = next((row for row in answers if not isinstance(row.get("output"), str)), None)
+    if wrong is not None:
+        raise refused(str(settings.answers), wrong, "its output is no text")
     kept = [{key: row[key] for key in ("instruction", "output", "generator")} for row in answers]
     rows = [{**row, "tokens": None, "finished": True} for row in kept]
     write_rows(run.folder / "answers.jsonl", rows)

@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
-from sao_lib.engines.chat import Message, fill
+from sao_lib.engines.chat import Message, fill_apart
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import as_asked, by_id
 from sao_lib.evaluate.instruments import Triple
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
-from sao_lib.sources import fetch, load_rows
+from sao_lib.sources import fetch, load_rows, refused, text_of
 
 # Verdict -> (A's share of the win, how often the game counts); a strong verdict counts three times.
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
+QUOTED = re.compile(r"""^[^\S\n]*>.*$|["'`“‘]\[\[[AB<>=]+\]\][.,]?["'`”’]""", re.MULTILINE)  # what an answer said
+ENDING = 3  # lines that are no blank ones, in which a verdict may stand
 OURS = "params/templates/arena_hard.yaml"
 ROUNDS = 1000  # the original's leaderboard uses 100
 BOOTSTRAP_SEED = 0
@@ -33,14 +35,14 @@ def load_questions(source: str, baseline: str | None, n: int) -> list[Record]:
     Reads the schema of v0.1 (`question_id`, `turns`, answers in `choices`) and the repository's later one (`uid`,
     `prompt`, `answer`). Raises SaoError when a question has no baseline answer.
     """
-    rows = load_rows(source)
+    rows = load_rows(source, unique=["question_id", "uid"])
     if len(rows) < n:
         raise SaoError(f"{source} has {len(rows)} questions, fewer than chat_benchmarks.arena_hard_n = {n}.")
-    answers = {_id(row): _answer(row) for row in load_rows(baseline)} if baseline else {}
+    answers = {_id(row): _answer(baseline, row) for row in load_rows(baseline)} if baseline else {}
     questions = [
         {
             "question_id": _id(row),
-            "prompt": row["turns"][0]["content"] if "turns" in row else row["prompt"],
+            "prompt": _prompt(source, row),
             "baseline": answers.get(_id(row), row.get("baseline")),
         }
         for row in rows[:n]
@@ -51,15 +53,27 @@ def load_questions(source: str, baseline: str | None, n: int) -> list[Record]:
     return questions
 
 
+def _prompt(source: str, row: Record) -> str:
+    if "turns" not in row:
+        return text_of(source, row, "prompt")
+    try:
+        return text_of(source, row["turns"][0], "content")
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise refused(source, row, "turns must be a list of {content}") from None
+
+
 def _id(row: Record) -> str:
     return str(row.get("question_id", row.get("uid")))
 
 
-def _answer(row: Record) -> str:
-    if "choices" not in row:
-        return str(row["answer"])
-    content = row["choices"][0]["turns"][0]["content"]
-    return str(content["answer"] if isinstance(content, dict) else content)
+def _answer(source: str, row: Record) -> str:
+    try:
+        if "choices" not in row:
+            return str(row["answer"])
+        content = row["choices"][0]["turns"][0]["content"]
+        return str(content["answer"] if isinstance(content, dict) else content)
+    except (IndexError, KeyError, TypeError):
+        raise refused(source, row, "it holds no answer in the form of Arena-Hard") from None
 
 
 def answer(
@@ -92,14 +106,23 @@ def load_template(source: str) -> Record:
 def request(template: Record, prompt: str, answer_a: str, answer_b: str) -> Conversation:
     """The judge prompt for two answers in the order given."""
     values = {"prompt": prompt, "answer_a": answer_a, "answer_b": answer_b}
-    return as_asked(template.get("system"), fill(template["user"], values))
+    return as_asked(template.get("system"), fill_apart(template["user"], {}, values))
 
 
 def parse_verdict(text: str) -> str | None:
-    """The one verdict in a judge's text; None where there is none, or two different ones, or one of another form."""
-    found = set(VERDICT.findall(text))
+    """The one verdict in a judge's text; None where there is none, or two different ones, or one of another form.
+
+    Only the last three lines count, and no quotation: what stands before is of the answers as often as of the judge.
+    """
+    found = set(VERDICT.findall(_ending(text)))
     verdict = found.pop() if len(found) == 1 else None
     return verdict if verdict in VERDICTS else None
+
+
+def _ending(text: str) -> str:
+    """Where a judge says its verdict: the last lines, without what they quote."""
+    lines = [line for line in QUOTED.sub("", text).splitlines() if line.strip()]
+    return "\n".join(lines[-ENDING:])
 
 
 def play(
@@ -145,17 +168,18 @@ def play(
 def _verdicts(
     engine: Engine, template: Record, asked: list[Conversation], max_tokens: int, seeds: list[int], attempts: int
 ) -> list[str | None]:
-    """A verdict for each request; a judge whose text holds none of any form is asked to go on."""
+    """A verdict for each request; a judge whose text ends without one of any form, or was cut, is asked to go on."""
     texts, asked, left = [""] * len(asked), list(asked), list(range(len(asked)))
+    cut = [True] * len(asked)
     for _ in range(attempts):
         out = engine.generate([asked[i] for i in left], max_tokens, 0.0, [seeds[i] for i in left]) if left else []
         for i, completion in zip(left, out, strict=True):
-            texts[i] += f"\n{completion.text}"
+            texts[i], cut[i] = f"{texts[i]}\n{completion.text}", not completion.finished
             more: list[Message] = [{"role": "assistant", "content": completion.text.strip()},
                                    {"role": "user", "content": template["again"]}]  # fmt: skip
             asked[i] = Conversation((*asked[i].messages, *more))
-        left = [i for i in left if not VERDICT.search(texts[i])]
-    return [parse_verdict(text) for text in texts]
+        left = [i for i in left if cut[i] or not VERDICT.search(_ending(texts[i]))]
+    return [None if was_cut else parse_verdict(text) for text, was_cut in zip(texts, cut, strict=True)]
 
 
 def _by_margin(triples: list[Triple], margins: Margins) -> list[list[str | None]]:

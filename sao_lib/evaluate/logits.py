@@ -122,7 +122,7 @@ def _flat(values: Any) -> Any:
 
 def draw_prompts(source: str, column: str, n: int, seed: int) -> list[str]:
     """`n` texts of `column` in `source`, drawn without replacement; raises SaoError when there are fewer."""
-    texts = [str(row[column]) for row in load_rows(source) if row.get(column)]
+    texts = [str(row[column]) for row in load_rows(source, texts=[column]) if row.get(column)]
     if len(texts) < n:
         raise SaoError(f"{source} has {len(texts)} rows with '{column}', fewer than logits.prompts = {n}.")
     return random.Random(seed).sample(texts, n)

@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
-from sao_lib.engines.chat import fill
+from sao_lib.engines.chat import fill_apart
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import as_asked, by_id, expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, read_yaml
-from sao_lib.sources import load_rows
+from sao_lib.sources import load_rows, refused, text_of
 from sao_lib.standard_errors import clustered_se
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
@@ -30,8 +30,8 @@ FASTCHAT = {"1": "single-v1", "2": "single-v1-multi-turn", "1_reference": "singl
 FASTCHAT_WORDS = {"{question}": "{question_1}", "{answer}": "{answer_1}", "{ref_answer_1}": "{reference_1}",
                   "{ref_answer_2}": "{reference_2}"}  # fmt: skip
 DIGITS = tuple("123456789")
-RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
+RATING = re.compile(r"\[\[(\d++\.?+\d*+)\]\]")
+RATING_BACKUP = re.compile(r"\[(\d++\.?+\d*+)\]")
 
 
 def load_questions(source: str, n: int) -> list[Record]:
@@ -39,9 +39,14 @@ def load_questions(source: str, n: int) -> list[Record]:
 
     The hub's older copy calls the turns `prompt` and the id `prompt_id`; an empty reference is none.
     """
-    rows = load_rows(source)
+    rows = load_rows(source, texts=["category"], unique=["question_id", "prompt_id"])
     if len(rows) < n:
         raise SaoError(f"{source} has {len(rows)} questions, fewer than chat_benchmarks.mt_bench_n = {n}.")
+    for row in rows[:n]:
+        turns = row.get("turns") or row.get("prompt")
+        if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(t, str) and t.strip() for t in turns):
+            raise refused(source, row, "turns must be a list of two texts")
+        text_of(source, row, "category")
     return [
         {
             "question_id": row.get("question_id", row.get("prompt_id")),
@@ -125,18 +130,22 @@ def rating_request(
     as in FastChat, although its question file has references in other categories too.
     """
     references = question.get("reference") if question["category"] in WITH_REFERENCE else None
-    values = {"most": str(most)}
+    values: dict[str, str] = {}
     for place in range(turn):
         values |= {f"question_{place + 1}": question["turns"][place], f"answer_{place + 1}": answers[place]}
         values |= {f"reference_{place + 1}": str(references[place])} if references else {}
     key = f"{turn}_reference" if references else str(turn)
-    return as_asked(template.get(f"system_{key}"), fill(template[f"user_{key}"], values))
+    return as_asked(template.get(f"system_{key}"), fill_apart(template[f"user_{key}"], {"most": str(most)}, values))
 
 
 def parse_rating(text: str) -> float | None:
-    """The first [[number]] of a judge's text, else the first [number], else None; of any size, as in FastChat."""
-    found = RATING.search(text) or RATING_BACKUP.search(text)
-    return float(found[1]) if found else None
+    """The last [[number]] of a judge's text, else the last [number]; None where it is not from 1 to 10.
+
+    FastChat takes the first, of any size: a judge that quotes the answer's own "[[10]]" then grants it.
+    """
+    found = RATING.findall(text) or RATING_BACKUP.findall(text)
+    rating = float(found[-1]) if found else 0.0
+    return rating if 1 <= rating <= 10 else None
 
 
 def rate(
@@ -154,9 +163,9 @@ def rate(
 ) -> list[Record]:
     """Write `file`, {question_id, category, turn, score, text}, a row for each of `turns`; a failure is null.
 
-    Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (FastChat: 2048). Reading
-    "logprob", for judges too small to write a verdict, is the expected digit after the template's prefill, with text
-    null; the scale then ends at 9.
+    Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (FastChat: 2048); a text that was
+    cut rates nothing. Reading "logprob", for judges too small to write a verdict, is the expected digit after the
+    template's prefill, with text null; the scale then ends at 9.
     """
     template, own = load_template(template_file), by_id(questions, answers, "question_id", "mt_answers.jsonl")
     most = 9 if reading == "logprob" else 10
@@ -169,8 +178,8 @@ def rate(
             found: list[tuple[float | None, str | None]] = [(expected_digit(r, DIGITS), None) for r in read]
         else:
             seeds = [seed_for(seed, str(q["question_id"]), turn) for q, turn in part]
-            texts = [c.text for c in engine.generate(requests, max_tokens, 0.0, seeds)]
-            found = [(parse_rating(text), text) for text in texts]
+            out = engine.generate(requests, max_tokens, 0.0, seeds)
+            found = [(parse_rating(c.text) if c.finished else None, c.text) for c in out]
         return [
             {"question_id": q["question_id"], "category": q["category"], "turn": turn, "score": score, "text": text}
             for (q, turn), (score, text) in zip(part, found, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for
-from sao_lib.engines.chat import fill
+from sao_lib.engines.chat import fill_apart
 from sao_lib.evaluate.grading import expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
@@ -33,7 +33,7 @@ def all_request(template: Record, row: Record) -> Conversation:
 
 
 def _request(text: str, row: Record, values: dict[str, str], prefill: str) -> Conversation:
-    content = fill(text, {**values, "prompt": row["prompt"], "response": row["response"]})
+    content = fill_apart(text, values, {"prompt": row["prompt"], "response": row["response"]})
     return Conversation(({"role": "user", "content": content},), prefill)
 
 
@@ -42,7 +42,7 @@ def parse_ratings(text: str) -> dict[str, float | None]:
     found = OBJECT.findall(text)
     try:
         loaded = json.loads(found[-1]) if found else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         loaded = {}
     given = {str(key).strip().lower(): value for key, value in loaded.items()}
     return {metric: _rating(given.get(metric)) for metric in METRICS}
@@ -78,7 +78,8 @@ def rate(
     def in_text(part: Sequence[Record]) -> list[Record]:
         seeds = [seed_for(seed, str(row["id"])) for row in part]
         out = engine.generate([all_request(template, row) for row in part], MAX_TOKENS, 0.0, seeds)
-        return [{"id": row["id"], **parse_ratings(c.text)} for row, c in zip(part, out, strict=True)]
+        texts = [c.text if c.finished else "" for c in out]  # one that was cut rates nothing
+        return [{"id": row["id"], **parse_ratings(text)} for row, text in zip(part, texts, strict=True)]
 
     def in_logprobs(part: Sequence[Record]) -> list[Record]:
         read = engine.label_logprobs([metric_request(template, row, m) for row in part for m in METRICS], DIGITS)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sao_lib.errors import Killed, SaoError
-from sao_lib.files import append_rows
+from sao_lib import writers
+from sao_lib.errors import Killed, SaoError, masked
+from sao_lib.files import append_rows, write_atomic
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
-from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run
+from sao_lib.runs import LOCK, MANIFEST, NOTEBOOK, OUTPUTS, PENDING, Run, clear, conclude
 from sao_lib.settings import NOTEBOOKS, ROOT
 
 
@@ -25,6 +26,8 @@ def execute(folder: Path, kernel: Kernel, label: str = "") -> None:
     with FileLock(folder / LOCK):
         if (folder / MANIFEST).is_file():
             return
+        writers.wait_for_writers(folder)
+        clear(folder)
         run = Run.open(folder / "spec.yaml")
         shown = f"{label}{run.spec['stage']}/{run.spec['name']}"
         print(f"{shown}: started", flush=True)
@@ -34,8 +37,7 @@ def execute(folder: Path, kernel: Kernel, label: str = "") -> None:
         seconds = time.monotonic() - start
         if not (folder / PENDING).is_file():
             raise SaoError(f"{shown}: the notebook ended without writing a manifest; see {folder}/notebook.ipynb.")
-        (folder / PENDING).replace(folder / MANIFEST)  # the very last: with it the run is whole
-        (folder / BEGUN).unlink(missing_ok=True)
+        conclude(folder)  # the very last
         append_rows(
             OUTPUTS / run.spec["profile"] / "done.jsonl", [{"run": str(folder.name), "seconds": round(seconds, 1)}]
         )
@@ -48,8 +50,7 @@ def _papermill(run: Run, kernel: Kernel) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
-    scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"
-    (run.folder / PENDING).unlink(missing_ok=True)
+    scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / NOTEBOOK
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -66,21 +67,23 @@ def _papermill(run: Run, kernel: Kernel) -> None:
         ) from None
     except PapermillExecutionError as error:
         failed = run.folder / "notebook.failed.ipynb"
+        _to_be_shared(scratch)
         scratch.replace(failed)
         if error.ename == "SaoError":
             raise SaoError(error.evalue) from None
+        said = f"{error.ename}: {masked(error.evalue)[:300]}"
         raise SaoError(
-            f"{run.spec['stage']}/{run.spec['name']} failed in cell {error.exec_count}: {error.ename}: "
-            f"{error.evalue[:300]} The notebook with the traceback is {failed}; run the same command to try again."
+            f"{run.spec['stage']}/{run.spec['name']} failed in cell {error.exec_count}: {said} "
+            f"The notebook with the traceback is {failed}; run the same command to try again."
         ) from None
+    _to_be_shared(scratch)
     scratch.replace(final)
-    _without_machine_paths(final)
 
 
-def _without_machine_paths(notebook: Path) -> None:
-    """Executed notebooks are shared: paths of this machine are cut down to the repository."""
+def _to_be_shared(notebook: Path) -> None:
+    """Executed notebooks are shared: paths of this machine are cut down to the repository, keys are masked."""
     text = notebook.read_text(encoding="utf-8")
-    notebook.write_text(text.replace(json.dumps(str(ROOT))[1:-1] + "/", ""), encoding="utf-8")
+    write_atomic(notebook, masked(text.replace(json.dumps(str(ROOT))[1:-1] + "/", "")))
 
 
 @contextmanager
@@ -97,7 +100,7 @@ def _following(log: Path, shown: str, every: float = 5.0) -> Iterator[None]:
                     lines = file.read().strip().splitlines()
                     position = file.tell()
                 if lines:
-                    print(f"{shown}: {lines[-1]}", flush=True)
+                    print(f"{shown}: {masked(lines[-1])}", flush=True)
 
     thread = threading.Thread(target=follow, args=(at,), daemon=True)
     thread.start()

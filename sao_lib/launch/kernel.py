@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sao_lib.settings import ROOT
+from sao_lib.writers import STARTED_BY
 
 ENVIRONMENT = {  # nothing leaves the machine, and notebooks stay readable
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -47,7 +48,7 @@ class Kernel:
         environment = {
             **os.environ,
             **ENVIRONMENT,
-            "SAO_STARTED_BY": str(os.getpid()),
+            STARTED_BY: str(os.getpid()),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
         self._manager = KernelManager(kernel_name="python3")

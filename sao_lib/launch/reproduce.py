@@ -96,8 +96,12 @@ def _renewed(plans: list[Plan], fresh: str, again: dict[str, planning.Planned]) 
 
 
 def _remaining(plans: list[Plan], failed: dict[str, str]) -> tuple[list[Plan], list[str]]:
+    """What can still be made without the runs in `failed`, and a sentence for every table that cannot."""
     kept, impossible = [], []
     for plan in plans:
+        if plan.table.folder in failed:  # it would fail again
+            impossible.append(f"{plan.experiment}: {failed[plan.table.folder]}")
+            continue
         try:
             reduced = planning.without(plan, failed)
         except SaoError as reason:

@@ -10,14 +10,17 @@ from typing import Any, TypedDict
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine
-from sao_lib.engines.chat import Message, fill
+from sao_lib.engines.chat import Message, fill_apart
+from sao_lib.errors import SaoError
 from sao_lib.files import write_rows
 from sao_lib.method.labelled import LabelledPair, question_of
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Judge, read_yaml
 from sao_lib.standard_errors import clustered_se
 
-VERDICT_LINE = re.compile(r"^\W*ranking\W*:?\W*([12])\s*>\s*([12])\W*$", re.IGNORECASE)
+MARKUP = r"[\s*_`#-]*+"  # possessive, so that a line of blanks is read once
+VERDICT_LINE = re.compile(rf"{MARKUP}ranking{MARKUP}:?+{MARKUP}([12])\s*+>\s*+([12])[\s*_`.!]*+", re.IGNORECASE)
+QUOTED = "\"'“”‘’"
 TOLERANCE = 1e-4  # of a margin, in its unit: closer to zero than this, rounding would decide
 Pair = tuple[str, str, str]  # prompt, response 1, response 2
 
@@ -39,9 +42,13 @@ class Verdict(TypedDict):
 
 
 def parse_verdict(text: str) -> int | None:
-    """1 or 2 from a judge's text: its last non-empty line must be `ranking: X > Y`; otherwise None."""
+    """1 or 2 from a judge's text: its last non-empty line must be `ranking: X > Y`; otherwise None.
+
+    A line in quotation marks is a verdict where nothing else is said; after other lines it is what a response wrote.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = VERDICT_LINE.match(lines[-1]) if lines else None
+    last = lines[-1] if lines else ""
+    found = VERDICT_LINE.fullmatch(last.strip(QUOTED) if len(lines) == 1 else last)
     return int(found[1]) if found and found[1] != found[2] else None
 
 
@@ -52,8 +59,8 @@ def ranking_request(template: dict[str, Any], pair: Pair, without: int | None, a
     """
     kept = [text for number, text in enumerate(template["criteria"], 1) if number != without]
     criteria = "\n".join(f"({number}) {text}" for number, text in enumerate(kept, 1))
-    values = {"criteria": criteria, "prompt": pair[0], "first": pair[1], "second": pair[2]}
-    message: Message = {"role": "user", "content": fill(template["user"], values)}
+    values = {"prompt": pair[0], "first": pair[1], "second": pair[2]}
+    message: Message = {"role": "user", "content": fill_apart(template["user"], {"criteria": criteria}, values)}
     return Conversation((message,), template["prefill"] if answer else "")
 
 
@@ -71,8 +78,8 @@ def llm_verdicts(engine: Engine, pairs: Sequence[Pair], settings: Judge, both: b
         labels = (str(template["labels"][0]), str(template["labels"][1]))
         odds = [a - b for a, b in engine.label_logprobs(requests, labels)]
         return [_from_odds(odds[i], -odds[i + 1] if both else None) for i in range(0, len(odds), step)]
-    texts = engine.generate(requests, 512, 0.0, [seed] * len(requests))
-    said = [parse_verdict(completion.text) for completion in texts]
+    texts = engine.generate(requests, settings.max_tokens, 0.0, [seed] * len(requests))
+    said = [parse_verdict(c.text) if c.finished else None for c in texts]  # one that was cut might have gone on
     return [_from_text(said[i], said[i + 1] if both else None, both) for i in range(0, len(said), step)]
 
 
@@ -126,7 +133,12 @@ def pairs_of(rows: Sequence[dict[str, Any]]) -> list[Pair]:
 
 
 def write_preferences(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Write preferences.jsonl, whole."""
+    """Write preferences.jsonl, whole; raises SaoError where no pair was decided."""
+    if not rows:
+        raise SaoError(
+            f"{run.folder.name}: no pair has a verdict, so there is nothing to train on; {run.folder}/verdicts.jsonl "
+            "says of each what was found. Choose another judge or ask it in another way."
+        )
     write_rows(run.folder / "preferences.jsonl", rows)
 
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from sao_lib.files import read_rows
 from sao_lib.settings import PARAMS
+from sao_lib.sources import load_rows
 
 FILE = PARAMS / "data" / "labelled_answers.jsonl"
 ECHO_FILE = PARAMS / "data" / "echoes.jsonl"
@@ -186,7 +186,7 @@ def labelled_pairs(
     A few faults a question say more than all faults of few questions, because the pairs of a question share its
     good answer.
     """
-    rows, names = read_rows(FILE), list(faults)
+    rows, names = load_rows(str(FILE)), list(faults)
     rng, count = random.Random(seed), min(each or len(names), len(names))
     pairs: list[LabelledPair] = []
     for number, row in enumerate(rows[:questions]):
@@ -198,8 +198,8 @@ def labelled_pairs(
 
 def echo_pairs(seed: int) -> list[LabelledPair]:
     """Good answers against echoes in other words, written by hand; no judge is chosen or fitted by them."""
-    rows, rng = {row["id"]: row for row in read_rows(FILE)}, random.Random(seed)
-    return [_pair(rows[e["id"]], e["echo"], "echo by hand", rng) for e in read_rows(ECHO_FILE)]
+    rows, rng = {row["id"]: row for row in load_rows(str(FILE))}, random.Random(seed)
+    return [_pair(rows[e["id"]], e["echo"], "echo by hand", rng) for e in load_rows(str(ECHO_FILE))]
 
 
 def question_of(pair: Mapping[str, Any]) -> str:

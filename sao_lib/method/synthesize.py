@@ -32,7 +32,7 @@ def load_personas(source: str, n: int, seed: int) -> list[dict[str, str]]:
     """
     rows = [
         {"id": str(row.get("id", f"p{number:06d}")), "persona": str(row["persona"])}
-        for number, row in enumerate(load_rows(source), 1)
+        for number, row in enumerate(load_rows(source, texts=["persona"], unique=["id"]), 1)
         if row.get("persona")
     ]
     return _draw(rows, n, seed, source)
@@ -42,7 +42,7 @@ def load_dataset_prompts(source: str, n: int, seed: int) -> list[dict[str, str]]
     """`n` prompts of a preference data set (a `prompt` in every row), drawn without replacement: {id, prompt}."""
     rows = [
         {"id": str(row.get("prompt_id", f"d{number:06d}"))[:16], "prompt": str(row["prompt"]).strip()}
-        for number, row in enumerate(load_rows(source), 1)
+        for number, row in enumerate(load_rows(source, texts=["prompt"], unique=["prompt_id"]), 1)
         if row.get("prompt")
     ]
     return _draw(rows, n, seed, source)

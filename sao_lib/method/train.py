@@ -21,9 +21,10 @@ from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows, write_rows
 from sao_lib.progress import quiet
-from sao_lib.runs import Run, die_with_parent
+from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Policy, Train
-from sao_lib.sources import load_rows
+from sao_lib.sources import load_rows, refused
+from sao_lib.writers import STARTED_BY, die_with_parent
 
 TRAINER_LOG = "trainer.log"
 
@@ -31,14 +32,16 @@ TRAINER_LOG = "trainer.log"
 def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
     """TRL's preference rows: the judge's, or an external set's (UltraFeedback's format: `prompt` is text).
 
-    Raises SaoError when an external row lacks one of prompt, chosen and rejected.
+    Raises SaoError when an external row lacks one of prompt, chosen and rejected, or has them in another form.
     """
     if settings.data is None:
         return run.input("judge").rows("preferences.jsonl")
     rows = []
-    for number, row in enumerate(load_rows(settings.data), 1):
+    for number, row in enumerate(load_rows(settings.data, texts=["prompt"], unique=["prompt_id"]), 1):
         if not all(row.get(key) for key in ("prompt", "chosen", "rejected")):
-            raise SaoError(f"{settings.data}, row {number}, lacks one of prompt, chosen and rejected.")
+            raise refused(settings.data, row, "it lacks one of prompt, chosen and rejected")
+        if not isinstance(row["prompt"], str) or not all(_is_dialogue(row[side]) for side in ("chosen", "rejected")):
+            raise refused(settings.data, row, "prompt must be a text, chosen and rejected lists of {role, content}")
         rows.append(
             {
                 "id": str(row.get("prompt_id", number))[:16],
@@ -48,6 +51,11 @@ def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _is_dialogue(value: Any) -> bool:
+    messages = value if isinstance(value, list) else [None]
+    return all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
 
 
 def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Policy) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def train_launched(run: Run, settings: Train) -> int:
     command += ["-m", "sao_lib.method.trainer", str(run.folder)]
     environment = {
         **os.environ,
-        "SAO_STARTED_BY": str(os.getpid()),
+        STARTED_BY: str(os.getpid()),
         "OMP_NUM_THREADS": str(settings.threads),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",  # DeepSpeed calls ninja

@@ -15,7 +15,7 @@ from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.method.synthesize import PROMPT_SOURCES
-from sao_lib.runs import MANIFEST, OUTPUTS, identity
+from sao_lib.runs import OUTPUTS, identity, load
 from sao_lib.settings import ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
@@ -40,7 +40,11 @@ class Planned:
 
     @property
     def done(self) -> bool:
-        return (self.path / MANIFEST).is_file()
+        """Whether it has finished and is still as it was made; what is damaged is done again."""
+        try:
+            return load(self.path) is not None
+        except SaoError:
+            return False
 
 
 @dataclass(frozen=True)

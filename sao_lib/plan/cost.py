@@ -203,7 +203,7 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
     """Print what experiments cost, and their runs, without starting one."""
     plans = [planning.make(profile, name, assignments) for name in experiments]
     runs = list({run.folder: run for plan in plans for run in plan.runs}.values())
-    done = sum(run.done for run in runs)
+    done = sum(not _to_do(run) for run in runs)
     name = ", ".join(experiments) if len(experiments) < 4 else f"{len(experiments)} tables and figures"
     print(f"{name} on {profile}: {len(runs)} runs, {done} done, {len(runs) - done} to do\n")
     try:
@@ -221,9 +221,14 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
 
 def _state(run: Planned) -> str:
     """`stale`: done, by other code than this or from an input that is another by now; such a table is drawn again."""
-    if run.spec["stage"] == "ablate":
-        return "done" if planning.drawn(run) else "to do"
-    return "stale" if planning.changes(run) else "done" if run.done else "to do"
+    if _to_do(run):
+        return "to do"
+    return "stale" if run.spec["stage"] != "ablate" and planning.changes(run) else "done"
+
+
+def _to_do(run: Planned) -> bool:
+    """As `reproduce` sees it: what has not finished or is damaged, and a table of other rows, runs or code."""
+    return not (planning.drawn(run) if run.spec["stage"] == "ablate" else run.done)
 
 
 def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
@@ -236,7 +241,7 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
     for stage in NOTEBOOKS:
         if of := [run for run in runs if run.spec["stage"] == stage]:
             lines.append(_line(stage, of, costs))
-    to_do = [run for run in runs if not run.done]
+    to_do = [run for run in runs if _to_do(run)]
     lines += [_line("total", runs, costs), _line("to do", to_do, costs), ""]
     for device in devices:
         each = estimates(runs, plan.base.machine, device)
@@ -253,7 +258,7 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
 
 def _line(name: str, runs: list[Planned], costs: dict[str, Cost]) -> str:
     cost = sum((costs[run.folder] for run in runs), Cost())
-    left = sum(not run.done for run in runs)
+    left = sum(map(_to_do, runs))
     return (
         f"{name:15}{len(runs):>5}{left:>6}{cost.tokens_in / 1e3:>13,.0f}{cost.tokens_out / 1e3:>9,.0f}"
         f"{cost.device_hours:>11,.2f}{cost.disk_gib:>10,.1f}{cost.calls:>11,.0f}{cost.usd:>9,.2f}"

@@ -257,10 +257,10 @@ def write_specs(plan: Plan) -> None:
             finished = load(run.path)
         except SaoError as error:
             name = set_aside(run, "damaged")
-            print(f"{error} The folder is kept as {name} and the run is done again.")
+            print(f"{error} It is kept as {name}.")
             finished = None
         if finished and run is plan.table and not drawn(run):
             (run.path / MANIFEST).unlink()  # rows, their runs or the code that draws have changed: seconds
             finished = None
-        if not finished:
+        if not finished or not (run.path / "spec.yaml").is_file():
             write_atomic(run.path / "spec.yaml", json.dumps(run.spec, indent=1, ensure_ascii=False) + "\n")
