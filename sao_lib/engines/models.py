@@ -13,11 +13,11 @@ from filelock import FileLock
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.files import file_digest
+from sao_lib.files import check_writable, file_digest
 from sao_lib.progress import quiet
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
-CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
+CACHE = Path(os.path.expanduser(os.environ.get("SAO_MODELS") or ROOT / ".cache" / "models")).absolute()
 
 
 def resolve(name: str) -> Path:
@@ -45,7 +45,10 @@ def check(name: str) -> None:
     Of a hub model config.json is fetched: that the hub lists a gated model does not say that it may be read.
     """
     if name.startswith("embedded/"):
-        _source(name, _entry(name))
+        entry = _entry(name)
+        _source(name, entry)
+        if entry["convert"] != "none" and not (_converted(name) / "config.json").is_file():
+            check_writable(CACHE)
     elif not name.startswith("openai/") and not _local(name):
         _hub(name, dry_run=True)
 
@@ -104,7 +107,13 @@ def _entry(name: str) -> dict[str, Any]:
     if not entry:
         names = ", ".join(n for n in read_yaml(PARAMS / "models.yaml") if n.startswith("embedded/"))
         raise SaoError(f"There is no embedded model '{name}'; there are: {names}.")
+    if lacks := [key for key in ("package", "convert", "files", "sha256") if key not in entry]:
+        raise SaoError(f"params/models.yaml says no {lacks[0]} of {name}.")
     return entry
+
+
+def _converted(name: str) -> Path:
+    return CACHE / name.removeprefix("embedded/")
 
 
 def _package(name: str, model: str) -> Path:
@@ -127,7 +136,7 @@ def _embedded(name: str) -> Path:
     if entry["convert"] == "none":
         _verify(source / entry["files"][0], entry, name)
         return source / str(entry["folder"])
-    target = CACHE / name.removeprefix("embedded/")
+    target = _converted(name)
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():

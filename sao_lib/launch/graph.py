@@ -118,8 +118,15 @@ def do_group(folders: Sequence[Path], plan_file: Path | None) -> None:
             try:
                 execute(folder, kernel, _label(plan_file))
             except SaoError as reason:
-                write_atomic(folder / FAILED, f"{reason}\n")
                 failures.append(str(reason))
+            except OSError as reason:  # a disk that is full, or gone
+                failures.append(f"{folder} failed: {reason.strerror or reason}; what it wrote is kept.")
+            else:
+                continue
+            try:
+                write_atomic(folder / FAILED, f"{failures[-1]}\n")
+            except SaoError:
+                raise SaoError(failures[-1]) from None  # no room even for the reason: it is said instead
     if not any((folder / MANIFEST).is_file() for folder in folders):
         raise SaoError("\n".join(failures) or "Nothing was done: what these runs read has not finished.")
 
