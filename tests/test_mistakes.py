@@ -15,7 +15,7 @@ from sao_lib.__main__ import main
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import cluster, graph, reproduce
-from sao_lib.plan import experiment
+from sao_lib.plan import experiment, workload
 from sao_lib.settings import ROOT
 
 OWN = """
@@ -194,6 +194,20 @@ def test_one_broken_file_is_named_and_the_others_are_planned(
     plans, impossible = reproduce._plans("cpu", [*experiment.experiments(), *experiment.unreadable()], [], True)
     assert [plan.experiment for plan in plans] == ["smoke"]
     assert [reason.partition(":")[0] for reason in impossible] == ["broken"]
+
+
+def test_rates_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rates.yaml").write_text("dated: 2026-01-01\n")
+    monkeypatch.setattr(workload, "PARAMS", tmp_path)
+    with pytest.raises(SaoError, match=r"params/rates\.yaml has no section 'api'"):
+        workload.rates.__wrapped__()
+
+
+def test_a_model_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models.yaml").write_text("embedded/mine: {convert: none}\n")
+    monkeypatch.setattr(models, "PARAMS", tmp_path)
+    with pytest.raises(SaoError, match=r"params/models\.yaml says no package of embedded/mine"):
+        models.check("embedded/mine")
 
 
 # File systems
