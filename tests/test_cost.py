@@ -211,7 +211,7 @@ def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert "No estimate: params/rates.yaml has no speed of some/model on cpu-core" in shown
     assert "to do" in shown
-    runs = planned("cpu", "table13", *API_JUDGE, "judge.model=openai/gpt-9")
+    runs = planned("cpu", "table13", *API_JUDGE[1:], "judge.model=openai/gpt-9")
     with pytest.raises(SaoError, match="lists no price for openai/gpt-9"):
         cost.check_cap(list(runs.values()), list(runs.values()))
     with pytest.raises(SaoError, match="lists no price for 'gpt-9'"):

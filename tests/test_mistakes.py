@@ -231,7 +231,7 @@ def test_a_model_cache_that_cannot_be_written_is_refused_at_once(
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(models, "CACHE", tmp_path / inside)
     with pytest.raises(SaoError, match="Cannot write "):
-        models.check("embedded/smollm2-135m-instruct")
+        models.check_cache(["embedded/smollm2-135m-instruct"])
 
 
 def test_what_no_sentence_was_written_for_is_still_one(

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -45,12 +45,16 @@ def check(name: str) -> None:
     Of a hub model config.json is fetched: that the hub lists a gated model does not say that it may be read.
     """
     if name.startswith("embedded/"):
-        entry = _entry(name)
-        _source(name, entry)
-        if entry["convert"] != "none" and not (_converted(name) / "config.json").is_file():
-            check_writable(CACHE)
+        _source(name, _entry(name))
     elif not name.startswith("openai/") and not _local(name):
         _hub(name, dry_run=True)
+
+
+def check_cache(names: Iterable[str]) -> None:
+    """Raise SaoError if one of these models is still to be converted and the cache for it cannot be written."""
+    embedded = {name for name in names if name.startswith("embedded/") and _entry(name)["convert"] != "none"}
+    if any(not os.path.isfile(_converted(name) / "config.json") for name in embedded):
+        check_writable(CACHE)
 
 
 def entry_of(name: str) -> dict[str, Any]:

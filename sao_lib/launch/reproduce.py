@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable
 
+from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.files import check_writable
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.doctor import gpus_here
 from sao_lib.launch.graph import run_graph
 from sao_lib.plan import cost, planning
+from sao_lib.plan.chain import models_of
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
 from sao_lib.runs import OUTPUTS
@@ -35,6 +37,7 @@ def reproduce(
     cost.check_cap(to_do, _distinct(plans))
     check_writable(OUTPUTS / profile)
     if to_do and local:
+        models.check_cache({model for run in to_do for model in models_of(run)})
         _check_disk(to_do, _distinct(plans))
     plans = _renewed(plans, fresh, again)
     failed: dict[str, str] = {}
