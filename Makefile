@@ -3,9 +3,17 @@ PROFILE ?= cpu
 SET ?=
 CLUSTER ?= local
 FRESH ?=
-OPTIONS = --profile $(PROFILE) $(if $(SET),--set $(SET))
-# Profile cpu and the tests have an environment of their own; to plan or to report, either will do.
-STAMP := $(if $(filter cpu,$(PROFILE)),.venv,.venv-gpu)/.installed
+# What a person types reaches recipes through the environment, as it was typed: neither make nor the shell reads it.
+override PROFILE := $(value PROFILE)
+override SET := $(value SET)
+override CLUSTER := $(value CLUSTER)
+override FRESH := $(value FRESH)
+export PROFILE SET CLUSTER FRESH
+# Profile cpu, profiles that extend it without a GPU, and the tests have an environment of their own; to plan or to
+# report, either will do.
+PROFILES := $(wildcard params/profiles/*.yaml)
+OF_CPU := $(filter $(shell grep -l '^extends: *cpu' $(PROFILES)),$(shell grep -L 'gpus: *[1-9]' $(PROFILES)))
+STAMP := $(if $(filter cpu $(OF_CPU:params/profiles/%.yaml=%),$(PROFILE)),.venv,.venv-gpu)/.installed
 EITHER := $(firstword $(wildcard $(STAMP) .venv/.installed .venv-gpu/.installed) .venv/.installed)
 python = $(dir $<)bin/python
 ifeq ($(VENV),active)  # conda's or another that is active: nothing is installed
@@ -16,8 +24,9 @@ endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor fetch export report status test lint published-data lab clean
+.PHONY: help setup doctor fetch export report status test lint published-data lab clean plan plan- reproduce reproduce-
 .DELETE_ON_ERROR:
+.SUFFIXES:
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{sub(/%/, "TABLE", $$1); printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST) 
@@ -39,25 +48,31 @@ setup: $(STAMP)  ## Create .venv, or for another profile than cpu .venv-gpu, wit
 	@touch $@
 
 doctor: $(EITHER)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
-	@$(SAO) doctor
+	@$(SAO) doctor --profile="$$PROFILE"
 
 reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; gpu, paper: not measured
-	@$(SAO) reproduce $* --cluster $(CLUSTER) $(if $(FRESH),--fresh $(FRESH)) $(OPTIONS)
+	@$(SAO) reproduce --profile="$$PROFILE" --changes="$$SET" --cluster="$$CLUSTER" --fresh="$$FRESH" -- "$$TABLE"
 
 fetch: $(EITHER)  ## Models and data of a PROFILE, or of its TABLE=table6 alone, before any card is held; resumes
-	@$(SAO) fetch --profile="$(PROFILE)" -- "$(or $(TABLE),all)"
+	@$(SAO) fetch --profile="$$PROFILE" -- "$${TABLE:-all}"
 
 export: $(EITHER)  ## RUN=outputs/cpu/train/...: its model or preference set as a folder for a hub; uploads nothing
-	@$(SAO) export -- "$(RUN)"
+	@$(SAO) export -- "$$RUN"
 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds
-	@$(SAO) report --profile $(PROFILE)
+	@$(SAO) report --profile="$$PROFILE"
 
 status: $(EITHER)  ## Write docs/status.md and the README's count of claims from outputs/reference; seconds
 	@$(SAO) status
 
 plan-%: $(EITHER)  ## Show the runs of a table without starting one; seconds on every profile
-	@$(SAO) plan $* $(OPTIONS)
+	@$(SAO) plan --profile="$$PROFILE" --changes="$$SET" -- "$$TABLE"
+
+plan-% reproduce-%: export TABLE = $*
+reproduce-%: export NEEDS_GPU = $(filter local,$(CLUSTER))
+
+plan plan- reproduce reproduce- :
+	@echo "Error: which table or figure? Say it as in make plan-table6, or all of them: make plan-all; make help lists them." >&2; exit 1
 
 test: .venv/.installed  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
 	@$(MAKE) --no-print-directory lint

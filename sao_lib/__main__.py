@@ -15,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("experiment", help="a table or figure, or all")
         command.add_argument("--profile", default="cpu")
         command.add_argument("--set", nargs="*", default=[], metavar="key.subkey=value", dest="assignments")
+        command.add_argument("--changes", default="", help="the same in one text, split as a shell does: make's SET")
         if name == "reproduce":
             command.add_argument("--cluster", default="local", help="local, slurm or kubernetes")
             command.add_argument("--fresh", default="", help="stale: make again what other code made; all: everything")
@@ -31,65 +32,77 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--profile", default="cpu")
     commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
     commands.add_parser("unpack", help="convert the models that come in packages (used by make setup)")
-    commands.add_parser("doctor", help="what this machine has and what each profile needs")
+    checkup = commands.add_parser("doctor", help="what this machine has and what each profile needs")
+    checkup.add_argument("--profile", default="cpu", help="none but those of params/profiles; all are looked at")
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Do what a command line asks; its exit status. Whatever a person or a disk got wrong is one sentence."""
     given = parser().parse_args(arguments)
     try:
-        if given.command == "doctor":
-            from sao_lib.launch.doctor import doctor
-
-            doctor()
-        elif given.command == "unpack":
-            from sao_lib.engines.models import unpack
-
-            unpack()
-        elif given.command == "report":
-            from sao_lib.report.page import write_page
-
-            write_page(given.profile)
-        elif given.command == "status":
-            from sao_lib.report import status
-
-            print(f"Written: {status.write()}")
-        elif given.command == "fetch":
-            from sao_lib.launch.fetch import fetch
-            from sao_lib.plan.experiment import experiments
-
-            fetch(given.profile, experiments() if given.experiment == "all" else [given.experiment])
-        elif given.command == "export":
-            from sao_lib.report.export import export
-
-            print(f"Written: {export(given.folder)}; nothing was uploaded.")
-        elif given.command == "run":
-            from sao_lib.launch.graph import do_group
-
-            do_group(given.folders, given.plan, given.cards)
-        else:
-            from sao_lib.launch.reproduce import reproduce
-            from sao_lib.plan.cost import show_plan
-            from sao_lib.plan.experiment import experiments
-            from sao_lib.report.check import check
-
-            names = experiments() if given.experiment == "all" else [given.experiment]
-            if given.command == "reproduce":
-                reproduce(given.profile, names, given.assignments, given.cluster, given.fresh)
-            else:
-                for name in names:
-                    check(name)
-                show_plan(given.profile, names, given.assignments)
+        _do(given)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `make plan-all | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        named = f" {error.filename}" if error.filename else ""
+        print(f"Error: the system refuses{named}: {error.strerror or error}. What finished is kept.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped; run the same command to continue.", file=sys.stderr)
         return 130
     return 0
+
+
+def _do(given: argparse.Namespace) -> None:
+    if given.command == "doctor":
+        from sao_lib.launch.doctor import doctor
+
+        doctor(given.profile)
+    elif given.command == "unpack":
+        from sao_lib.engines.models import unpack
+
+        unpack()
+    elif given.command == "report":
+        from sao_lib.report.page import write_page
+
+        write_page(given.profile)
+    elif given.command == "status":
+        from sao_lib.report import status
+
+        print(f"Written: {status.write()}")
+    elif given.command == "fetch":
+        from sao_lib.launch.fetch import fetch
+        from sao_lib.plan.experiment import experiments
+
+        fetch(given.profile, experiments() if given.experiment == "all" else [given.experiment])
+    elif given.command == "export":
+        from sao_lib.report.export import export
+
+        print(f"Written: {export(given.folder)}; nothing was uploaded.")
+    elif given.command == "run":
+        from sao_lib.launch.graph import do_group
+
+        do_group(given.folders, given.plan, given.cards)
+    else:
+        _plan_or_reproduce(given)
+
+
+def _plan_or_reproduce(given: argparse.Namespace) -> None:
+    from sao_lib.launch.reproduce import reproduce, show
+    from sao_lib.plan import layers
+    from sao_lib.plan.experiment import experiments, unreadable
+
+    assignments = [*given.assignments, *layers.split(given.changes)]
+    names = [*experiments(), *unreadable()] if given.experiment == "all" else [given.experiment]
+    if given.command == "reproduce":
+        reproduce(given.profile, names, assignments, given.cluster, given.fresh)
+    else:
+        show(given.profile, names, assignments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files that a kill or a full disk cannot spoil: written whole or row by row, and known by their digests."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,30 +34,38 @@ def file_digest(path: Path) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
             file.write(well_formed(text))
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise _disk(path, error) from None
 
 
 def append_rows(path: Path, rows: Iterable[Record]) -> None:
     """Append `rows` to a JSONL file and force them to disk."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(well_formed(text).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise _disk(path, error) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raise SaoError unless files can be made in `folder`, which is made where it is missing."""
+    probe = folder / ".writable"
+    write_atomic(probe, "")
+    probe.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[Record]) -> None:
@@ -104,5 +113,5 @@ def resume_rows(path: Path, chunk: int) -> list[Record]:
 def _disk(path: Path, error: OSError) -> SaoError:
     return SaoError(
         f"Cannot write {path}: {error.strerror or error}. Everything finished so far is kept; "
-        "make room or fix the permission and run the same command again."
+        "make room, fix the permission or choose another folder, and run the same command again."
     )

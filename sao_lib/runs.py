@@ -25,7 +25,7 @@ from sao_lib.files import digest, file_digest, read_rows, write_atomic
 from sao_lib.progress import TOKENS
 from sao_lib.settings import ROOT
 
-OUTPUTS = Path(os.environ.get("SAO_OUTPUTS", ROOT / "outputs"))
+OUTPUTS = Path(os.path.expanduser(os.environ.get("SAO_OUTPUTS") or ROOT / "outputs")).absolute()
 MANIFEST = "run.json"
 PENDING = "run.pending.json"  # the manifest until the executed notebook stands beside it
 LOCK = ".lock"

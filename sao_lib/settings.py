@@ -3,11 +3,14 @@
 Nothing of ours is imported here except the error class. `layers` merges and validates them.
 """
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sao_lib.errors import SaoError
 
@@ -33,7 +36,17 @@ NOTEBOOKS: dict[str, str] = {
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which would count as 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {getattr(kind, "__origin__", kind) for kind in (annotation, *get_args(annotation))}
+        if isinstance(value, bool) and {int, float} & kinds:
+            raise PydanticCustomError("number", "it must be a number")
+        return value
 
 
 class StageNeed(Strict):
@@ -117,7 +130,7 @@ class Judge(Strict):
     orders: Literal["one", "both"] = Field(default="one", description="of a ranking")
     without_criterion: Literal[1, 2, 3, 4] | None = None
     max_tokens: int = Field(default=512, ge=1, description="of a verdict in text")
-    audit_questions: int = Field(default=8, ge=0)
+    audit_questions: int = Field(default=8, ge=1)
     audit_faults: int = Field(default=3, ge=1, description="of a labelled question's faults, taken in turn")
     chunk: int = Field(default=64, ge=1)
     salt: int = Field(default=0, ge=0, description="of source `random`: another coin for the same pairs")
@@ -144,11 +157,11 @@ class Train(Strict):
     processes: int = Field(ge=1)
     threads: int = Field(default=1, ge=1)
     deepspeed: str | None = None
-    attention: str = "sdpa"
+    attention: Literal["flash_attention_2", "sdpa", "eager"] = "sdpa"
     lora_rank: int | None = Field(default=None, ge=1, description="null: all weights are trained")
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = False
-    save_steps: int | None = None
+    save_steps: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _splits(self) -> "Train":
@@ -285,7 +298,7 @@ class Preset(Strict):
     """
 
     label: str | None = None
-    trained: bool | None = None
+    trained: StrictBool | None = None
     settings: dict[str, Any]
     unless_env: str | None = None
     instead: dict[str, Any] = {}
@@ -321,17 +334,51 @@ class Settings(Strict):
             need = engine.tensor_parallel * engine.data_parallel if engine else 1
             if self.machine.gpus and need > self.machine.gpus:
                 raise ValueError(f"{name} spreads over {need} GPUs, machine.gpus is {self.machine.gpus}")
+        if self.machine.gpus and self.train.processes > self.machine.gpus:
+            raise ValueError(f"train.processes is {self.train.processes}, machine.gpus is {self.machine.gpus}")
         return self
 
 
+class Unique(yaml.SafeLoader):
+    """A loader that refuses a key which stands twice in one mapping, where YAML's own would take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to data; raises yaml.YAMLError, or ValueError and RecursionError where a value cannot be made of it."""
+    return deepcopy(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Unique)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from `path`; raises SaoError naming the file when it is missing or malformed."""
+    """A YAML mapping from `path`; raises SaoError naming file and line when it is missing or malformed."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaoError(f"{shown(path)} does not exist.") from None
-    except yaml.YAMLError as error:
-        raise SaoError(f"{shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise SaoError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise SaoError(f"{shown(path)} is not UTF-8 at byte {error.start}; save it as UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SaoError(f"{shown(path)}{line}, is not valid YAML: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SaoError(f"{shown(path)} is not valid YAML: {' '.join(str(error).split())[:160]}.") from None
     if not isinstance(loaded, dict):
         raise SaoError(f"{shown(path)} must hold a mapping of keys, found {type(loaded).__name__}.")
     return loaded
@@ -349,8 +396,8 @@ def experiment_file(name: str) -> Path:
 
 def _named(kind: str, folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    if path.name != f"{name}.yaml" or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.is_file()))
         raise SaoError(f"There is no {kind} '{name}' in {shown(folder)}/; there are: {known}.")
     return path
 

@@ -18,7 +18,8 @@ from sao_lib.plan.chain import Planned
 from sao_lib.plan.groups import Group, groups
 from sao_lib.settings import ROOT, Machine
 
-SMALLEST = ["synthesize.n=6", "synthesize.pairs=6", "synthesize.max_response_tokens=16", "judge.audit_questions=1"]
+SMALLEST = ["synthesize.n=6", "synthesize.pairs=6", "synthesize.max_response_tokens=16", "judge.audit_questions=1",
+            "train.held_out=1"]  # fmt: skip
 
 
 def machine(profile: str) -> Machine:

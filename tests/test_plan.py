@@ -64,7 +64,8 @@ def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.Monk
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     smol = "embedded/smollm2-135m-instruct"
     changes = [f"policy.model={smol}", f"evaluate.judge_model={smol}", "synthesize.personas=params/data/personas.jsonl",
-               "synthesize.n=100", "evaluate.instructions=params/data/chat.json"]  # fmt: skip
+               "synthesize.n=100", "train.held_out=20", "train.pairs=64", "train.global_batch=64", "evaluate.n=64",
+               "evaluate.instructions=params/data/chat.json", "evaluate.reference=suite-reference"]  # fmt: skip
     made = plan.verified(plan.make("paper", "table6", changes))
     reasons = {row.name: row.skipped for row in made.rows if row.skipped}
     assert "OPENAI_API_KEY" in str(reasons["gpt4o"])

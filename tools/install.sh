@@ -1,7 +1,8 @@
 #!/bin/sh
 # Install a pinned environment: `tools/install.sh` the one without a GPU into .venv, `tools/install.sh gpu` the one
 # with CUDA into .venv-gpu. The only choice is where the CPU build of torch comes from: the registry's own build would
-# bring gigabytes of CUDA.
+# bring gigabytes of CUDA. What make was asked for is looked at first: PROFILE must be one, and where NEEDS_GPU says that
+# runs are to follow here, this machine must have a card.
 set -eu
 cd "$(dirname "$0")/.."
 case ${1:-cpu} in
@@ -9,6 +10,16 @@ cpu) venv=.venv lock=requirements.lock ;;
 gpu) venv=.venv-gpu lock=requirements-gpu.lock ;;
 *) echo "Error: there is no environment '$1'; there are: cpu, gpu." >&2 && exit 1 ;;
 esac
+case ${PROFILE=cpu} in */*) found= ;; *) found=params/profiles/$PROFILE.yaml ;; esac
+[ -f "$found" ] || {
+    echo "Error: There is no profile '$PROFILE' in params/profiles/; there are:$(cd params/profiles &&
+        for file in *.yaml; do printf ' %s' "${file%.yaml}"; done)." >&2
+    exit 1
+}
+if [ $venv = .venv-gpu ] && [ "${NEEDS_GPU:-}" ] && ! command -v nvidia-smi >/dev/null && ! [ -e /dev/nvidia0 ]; then
+    echo "Error: Profile $PROFILE needs an NVIDIA GPU and this machine has none; use a machine that has, or PROFILE=cpu." >&2
+    exit 1
+fi
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null 2>&1 || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -13,12 +13,12 @@ from filelock import FileLock
 
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
-from sao_lib.files import file_digest
+from sao_lib.files import check_writable, file_digest
 from sao_lib.progress import quiet
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # of a hub model: no code, no second copy
-CACHE = Path(os.environ.get("SAO_MODELS", ROOT / ".cache" / "models"))
+CACHE = Path(os.path.expanduser(os.environ.get("SAO_MODELS") or ROOT / ".cache" / "models")).absolute()
 
 
 def resolve(name: str) -> Path:
@@ -63,6 +63,13 @@ def to_fetch_gib(name: str) -> float:
     except Exception:
         return 0.0  # fetching it says why
     return sum(file.file_size or 0 for file in files if file.will_download) / 2**30
+
+
+def check_cache(names: Iterable[str]) -> None:
+    """Raise SaoError if one of these models is still to be converted and the cache for it cannot be written."""
+    embedded = {name for name in names if name.startswith("embedded/") and _entry(name)["convert"] != "none"}
+    if any(not os.path.isfile(_converted(name) / "config.json") for name in embedded):
+        check_writable(CACHE)
 
 
 def entry_of(name: str) -> dict[str, Any]:
@@ -119,7 +126,13 @@ def _entry(name: str) -> dict[str, Any]:
     if not entry:
         names = ", ".join(n for n in read_yaml(PARAMS / "models.yaml") if n.startswith("embedded/"))
         raise SaoError(f"There is no embedded model '{name}'; there are: {names}.")
+    if lacks := [key for key in ("package", "convert", "files", "sha256") if key not in entry]:
+        raise SaoError(f"params/models.yaml says no {lacks[0]} of {name}.")
     return entry
+
+
+def _converted(name: str) -> Path:
+    return CACHE / name.removeprefix("embedded/")
 
 
 def _package(name: str, model: str) -> Path:
@@ -142,7 +155,7 @@ def _embedded(name: str) -> Path:
     if entry["convert"] == "none":
         _verify(source / entry["files"][0], entry, name)
         return source / str(entry["folder"])
-    target = CACHE / name.removeprefix("embedded/")
+    target = _converted(name)
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():

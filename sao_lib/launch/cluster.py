@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import subprocess
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,8 @@ def told(run: Planned, said: str) -> str:
 
 def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
     """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes."""
-    said = ""
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+    said, began = "", time.time()
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=_environment()) as process:
         assert process.stderr
         try:
             for line in process.stderr:
@@ -178,4 +179,27 @@ def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
             if show:  # snakemake was interrupted too and takes its jobs back, while someone listens
                 print(process.stderr.read(), flush=True)
             raise
-    return process.returncode, said.strip()
+    reason = said.strip() or _logged(folder, began) or f"it gave no reason, exit status {process.returncode}."
+    return process.returncode, reason
+
+
+def _logged(folder: Path, since: float) -> str:
+    """The end of what snakemake noted in its own log: quiet, it says nothing of what stops it before the first job."""
+    logs = [log for log in (folder / ".snakemake" / "log").glob("*.log") if log.stat().st_mtime >= since]
+    newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
+    return newest.read_text(errors="replace")[-TAIL:].strip() if newest else ""
+
+
+def _environment() -> dict[str, str]:
+    """This process's; with a home under outputs/ where there is none to write to, as for a container's nameless user.
+
+    Snakemake, Jupyter and vLLM keep caches and sockets there. Models that were fetched before stay where they are.
+    """
+    home = Path(os.path.expanduser("~"))
+    if os.access(home, os.W_OK):
+        return dict(os.environ)
+    own = OUTPUTS / ".home"
+    own.mkdir(parents=True, exist_ok=True)
+    fetched = home / ".cache" / "huggingface"
+    kept = {"HF_HOME": str(fetched)} if os.access(fetched, os.R_OK) else {}
+    return {**kept, **os.environ, "HOME": str(own)}

@@ -14,13 +14,17 @@ from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import cards
 from sao_lib.plan import layers
-from sao_lib.settings import PARAMS, ROOT
+from sao_lib.settings import PARAMS, ROOT, profile_file
 
 NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}
 
 
-def doctor() -> None:
-    """Print the machine, the pins against what is installed, and a line per profile with what is missing."""
+def doctor(asked: str = "cpu") -> None:
+    """Print the machine, the pins against what is installed, and a line per profile with what is missing.
+
+    Raises SaoError for a profile `asked` for that there is not; one that is broken is named in its line.
+    """
+    profile_file(asked)
     gpus = cards.cards_here()
     free = shutil.disk_usage(ROOT).free / 2**30
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -70,7 +74,10 @@ def _pins() -> list[str]:
 
 
 def _ready(profile: str, free: float, memory: float) -> str:
-    needs = layers.validate(layers.profile_layers(profile))
+    try:
+        needs = layers.validate(layers.profile_layers(profile))
+    except SaoError as error:
+        return f"broken: {error}"
     missing = cards.missing(needs.machine)
     if free < NEED_DISK_GIB.get(profile, 50):
         missing.append(f"{NEED_DISK_GIB.get(profile, 50)} GiB free disk, here {free:.0f}")

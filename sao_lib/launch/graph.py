@@ -148,8 +148,15 @@ def do_group(folders: Sequence[Path], plan_file: Path | None, cards: int | None 
                 failures.append(str(reason))
                 if scheduled and isinstance(reason, Killed):
                     again = True
-                else:
-                    write_atomic(folder / FAILED, f"{reason}\n")
+                    continue
+            except OSError as reason:  # a disk that is full, or gone
+                failures.append(f"{folder} failed: {reason.strerror or reason}; what it wrote is kept.")
+            else:
+                continue
+            try:
+                write_atomic(folder / FAILED, f"{failures[-1]}\n")
+            except SaoError:
+                raise SaoError(failures[-1]) from None  # no room even for the reason: it is said instead
     if again or not any((folder / MANIFEST).is_file() for folder in folders):
         raise SaoError("\n".join(failures) or "Nothing was done: what these runs read has not finished.")
 

@@ -1,16 +1,20 @@
 """`make reproduce-X` and `make reproduce-all`: plan, check, do what is missing, print the tables."""
 
 import os
+from collections.abc import Callable
 
+from sao_lib.engines import models
 from sao_lib.errors import SaoError
+from sao_lib.files import check_writable
 from sao_lib.launch import cards
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.graph import run_graph
 from sao_lib.plan import cost, planning
+from sao_lib.plan.chain import models_of
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
 from sao_lib.runs import OUTPUTS
-from sao_lib.settings import ROOT, Machine, shown
+from sao_lib.settings import Machine, shown
 
 FRESH = ("", "stale", "all")
 
@@ -31,7 +35,9 @@ def reproduce(
     again = {run.folder: run for plan in plans for run in planning.fresh(plan, fresh)}
     to_do = [run for run in _distinct(plans) if not run.done or run.folder in again]
     cost.check_cap(to_do, _distinct(plans))
+    check_writable(OUTPUTS / profile)
     if to_do and local:
+        models.check_cache({model for run in to_do for model in models_of(run)})
         _check_disk(to_do, _distinct(plans))
     plans = _renewed(plans, fresh, again)
     failed: dict[str, str] = {}
@@ -49,6 +55,34 @@ def reproduce(
     _close(plans, impossible, failed)
 
 
+def show(profile: str, experiments: list[str], assignments: list[str]) -> None:
+    """Print what experiments cost and their runs, without starting one; SaoError names those that cannot be planned."""
+    plans, impossible = _each(experiments, lambda name: _checked(profile, name, assignments))
+    cost.show_plan(plans)
+    if impossible:
+        raise SaoError("\n".join([f"{len(impossible)} cannot be planned.", *impossible]))
+
+
+def _each(experiments: list[str], plan_of: Callable[[str], Plan]) -> tuple[list[Plan], list[str]]:
+    """Plans of the experiments, and a sentence for every one that has none; SaoError where none has."""
+    plans, reasons = [], {}
+    for name in experiments:
+        try:
+            plans.append(plan_of(name))
+        except SaoError as reason:
+            reasons[name] = str(reason)
+    if not plans:
+        said = list(dict.fromkeys(reasons.values()))  # the profile's and the command line's mistakes are everyone's
+        raise SaoError(said[0] if len(said) == 1 else f"Nothing can be run. {next(iter(reasons))}: {said[0]}")
+    return plans, [f"{name}: {reason}" for name, reason in reasons.items()]
+
+
+def _checked(profile: str, name: str, assignments: list[str]) -> Plan:
+    """The plan of an experiment whose file asks for nothing that no table can show."""
+    check(name)
+    return planning.make(profile, name, assignments)
+
+
 def _name(plans: list[Plan]) -> str:
     """profile/table, or profile/all of several."""
     return plans[0].table.folder if len(plans) == 1 else f"{plans[0].profile}/all"
@@ -56,21 +90,14 @@ def _name(plans: list[Plan]) -> str:
 
 def _plans(profile: str, experiments: list[str], assignments: list[str], local: bool) -> tuple[list[Plan], list[str]]:
     """Plans of what can run here, and a sentence for every experiment that cannot run at all."""
-    plans, impossible = [], []
-    for name in experiments:
-        try:
-            plan = planning.make(profile, name, assignments)
-            check(plan.experiment)
-            if local:
-                _check_gpus(profile, plan.base.machine)
-            plans.append(planning.verified(plan))
-        except SaoError as reason:
-            if len(experiments) == 1:
-                raise
-            impossible.append(f"{name}: {reason}")
-    if not plans:
-        raise SaoError("Nothing can be run. " + impossible[0])
-    return plans, impossible
+
+    def plan_of(name: str) -> Plan:
+        plan = _checked(profile, name, assignments)
+        if local:
+            _check_gpus(profile, plan.base.machine)
+        return planning.verified(plan)
+
+    return _each(experiments, plan_of)
 
 
 def _renewed(plans: list[Plan], fresh: str, again: dict[str, planning.Planned]) -> list[Plan]:
@@ -144,9 +171,9 @@ def _check_gpus(profile: str, machine: Machine) -> None:
 
 def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned]) -> None:
     need = cost.disk_needed(to_do, runs)
-    stat = os.statvfs(OUTPUTS if OUTPUTS.exists() else ROOT)
+    stat = os.statvfs(OUTPUTS)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:
         raise SaoError(
-            f"{shown(OUTPUTS)} has {free:.1f} GiB free and these runs need about {need:.0f}; make room first."
+            f"{shown(OUTPUTS)} has {free:.2f} GiB free and these runs need about {need:.2f}; make room first."
         )

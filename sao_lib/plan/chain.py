@@ -94,11 +94,13 @@ def built(profile: str, row: Row, base: Settings) -> Row:
 def spec_of(
     profile: str, stage: str, name: str, params: dict[str, Any], inputs: dict[str, str], files: list[str | None]
 ) -> dict[str, Any]:
-    """A run's spec with digests of the files it reads (a fetched one's is its name's); SaoError if one is missing."""
+    """A run's spec with digests of the files it reads (a fetched one's is its name's); SaoError if one is none."""
     named = sorted({f for f in files if f})
     missing = next((f for f in named if not f.startswith(hub.ELSEWHERE) and not (ROOT / f).exists()), None)
     if missing:
         raise SaoError(f"{missing}, named in the parameters of {stage} '{name}', does not exist.")
+    if folder := next((f for f in named if (ROOT / f).is_dir() and stage != "leaderboard"), None):
+        raise SaoError(f"{folder}, named in the parameters of {stage} '{name}', is a folder and not a file.")
     digests = {f: digest(f) if f.startswith(hub.ELSEWHERE) else _digest(ROOT / f) for f in named}
     return {"stage": stage, "name": name, "profile": profile, "params": params, "inputs": inputs, "files": digests}
 

@@ -199,9 +199,9 @@ def check_cap(to_do: Sequence[Planned], runs: Sequence[Planned]) -> None:
         raise SaoError(f"Nothing was started: {reason}")
 
 
-def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> None:
-    """Print what experiments cost, and their runs, without starting one."""
-    plans = [planning.make(profile, name, assignments) for name in experiments]
+def show_plan(plans: Sequence[Plan]) -> None:
+    """Print what plans of one profile cost, and their runs, without starting one."""
+    profile, experiments = plans[0].profile, [plan.experiment for plan in plans]
     runs = list({run.folder: run for plan in plans for run in plan.runs}.values())
     done = sum(not _to_do(run) for run in runs)
     name = ", ".join(experiments) if len(experiments) < 4 else f"{len(experiments)} tables and figures"
@@ -213,6 +213,10 @@ def show_plan(profile: str, experiments: list[str], assignments: list[str]) -> N
     print("\nRuns:")
     for run in runs:
         print(f"  {_state(run):5}  {run.folder}")
+    for plan in plans:
+        for row in plan.rows:
+            if row.skipped:
+                print(f"Not to be run: {plan.experiment}, {row.label}: {row.skipped}")
     if len(plans) > 1:
         print(f"The tables ask for {sum(len(plan.runs) for plan in plans)} runs; these {len(runs)} are distinct.")
     base = plans[0].base

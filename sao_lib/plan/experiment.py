@@ -47,7 +47,7 @@ class RowSpec(Strict):
     name this row must come to, whatever the table is about.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     label: str
     use: list[str] = []
     runs: tuple[RowStage, ...] | None = None
@@ -145,10 +145,28 @@ def read(name: str) -> Experiment:
 
 
 def experiments(ours: bool = False) -> list[str]:
-    """Every table and figure of the paper in its order, tables first; then, if asked for, the suite's own."""
-    own = {path.stem: bool(read_yaml(path).get("ours")) for path in (PARAMS / "experiments").glob("*.yaml")}
+    """Every table and figure of the paper in its order, tables first; then, if asked for, the suite's own.
+
+    Files that cannot be read at all are left out: `unreadable` names them.
+    """
+    own = {name: bool(body.get("ours")) for name, body in _bodies().items() if body is not None}
 
     def order(name: str) -> tuple[bool, bool, int, str]:
         return own[name], not name.startswith("table"), int("".join(filter(str.isdigit, name)) or 0), name
 
     return sorted((name for name in own if ours or not own[name]), key=order)
+
+
+def unreadable() -> list[str]:
+    """The experiment files that are no YAML mapping, so that nobody knows what they are."""
+    return sorted(name for name, body in _bodies().items() if body is None)
+
+
+def _bodies() -> dict[str, dict[str, Any] | None]:
+    found: dict[str, dict[str, Any] | None] = {}
+    for path in (PARAMS / "experiments").glob("*.yaml"):
+        try:
+            found[path.stem] = read_yaml(path)
+        except SaoError:
+            found[path.stem] = None
+    return found

@@ -3,7 +3,8 @@
 Profile <- experiment <- presets <- row <- command line.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -13,7 +14,7 @@ from sao_lib.errors import SaoError
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.losses import LOSSES
 from sao_lib.method.synthesize import PROMPT_SOURCES
-from sao_lib.settings import Settings, profile_file, read_yaml
+from sao_lib.settings import Settings, parse_yaml, profile_file, read_yaml, shown
 
 # Parameters that name an entry of a registry.
 REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
@@ -21,14 +22,23 @@ REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("train", "loss"): LOSSES,
     ("synthesize", "source"): PROMPT_SOURCES,
 }
+SHOWN = 80  # characters of a wrong value in a message
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
-def profile_layers(name: str) -> list[Layer]:
-    """A profile's layers: the one it `extends`, if any, and its own; raises SaoError when one does not exist."""
-    own = read_yaml(profile_file(name))
+def profile_layers(name: str, above: tuple[str, ...] = ()) -> list[Layer]:
+    """A profile's layers: the one it `extends`, if any, and its own; `above` are those that extend it.
+
+    Raises SaoError when one does not exist, or where a profile extends itself.
+    """
+    file = profile_file(name)
+    if name in above:
+        raise SaoError(f"{shown(file)} extends itself: {' extends '.join([*above[above.index(name) :], name])}.")
+    own = read_yaml(file)
     base = own.pop("extends", None)
-    return [*(profile_layers(base) if base else []), (f"params/profiles/{name}.yaml", own)]
+    if base is not None and not isinstance(base, str):
+        raise SaoError(f"{shown(file)}: extends is {base!r}; it must be the name of another profile.")
+    return [*(profile_layers(base, (*above, name)) if base else []), (f"params/profiles/{name}.yaml", own)]
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -40,27 +50,53 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def split(text: str) -> list[str]:
+    """The assignments in one text, quotes read as a shell does; SaoError where a quote is not closed."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise SaoError(f"SET is {text!r}, in which a quote is not closed.") from None
+
+
 def from_command_line(assignments: list[str]) -> dict[str, Any]:
-    """['train.beta=2', 'seed=7'] as a nested mapping; values are read as YAML (1e-6 is a number)."""
+    """['train.beta=2', 'seed=7'] as a nested mapping; values are read as YAML (1e-6 is a number).
+
+    Raises SaoError for what is no assignment, and where two of them contradict each other.
+    """
     out: dict[str, Any] = {}
+    said: dict[tuple[str, ...], Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise SaoError(f"'{text}' on the command line is not of the form key.subkey=value.")
+        path = tuple(key.split("."))
+        if not equals or not all(map(str.isidentifier, (part.replace("-", "_") for part in path))):
+            raise SaoError(f"'{text}' on the command line is not of the form key.subkey=value (no spaces round =).")
         try:
-            loaded = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise SaoError(f"The value of '{key}' on the command line is not valid YAML: {value}") from None
-        for part in reversed(key.split(".")):
+            loaded = parse_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise SaoError(f"The value of '{key}' on the command line is not valid YAML: {value[:SHOWN]}") from None
+        if over := next((p for p in said if _contradict(p, said[p], path, loaded)), None):
+            raise SaoError(f"The command line sets {'.'.join(over)} and {key}, which contradict each other; leave one.")
+        said[path] = loaded
+        for part in reversed(path):
             loaded = {part: loaded}
         out = merge(out, loaded)
     return out
 
 
+def _contradict(one: tuple[str, ...], said: Any, other: tuple[str, ...], too: Any) -> bool:
+    """Whether two assignments give one key two values; mappings are laid over each other, so those do not."""
+    if one == other:
+        return not (isinstance(said, dict) and isinstance(too, dict))
+    outer, value = (one, said) if len(one) < len(other) else (other, too)
+    return one[: len(outer)] == other[: len(outer)] and not isinstance(value, dict)
+
+
 def validate(layers: list[Layer]) -> Settings:
     """Merge named layers in order and validate; raises SaoError naming layer, key and expectation."""
     merged: dict[str, Any] = {}
-    for _, layer in layers:
+    for name, layer in layers:
+        if wrong := next(_no_words(layer), None):
+            raise SaoError(f"{name} has the key {wrong[0]!r}, which is no name of a parameter.")
         merged = merge(merged, layer)
     try:
         settings = Settings.model_validate(merged)
@@ -74,6 +110,15 @@ def validate(layers: list[Layer]) -> Settings:
     if problem := SOURCES[settings.judge.source].problem(settings.judge):
         raise SaoError(f"Impossible combination in {_where(('judge', 'source'), layers)}, judge: {problem}.")
     return settings
+
+
+def _no_words(layer: Any) -> Iterator[tuple[Any]]:
+    """Keys that are no text: YAML reads `on` and `no` as truths."""
+    if isinstance(layer, dict):
+        for key, value in layer.items():
+            if not isinstance(key, str):
+                yield (key,)
+            yield from _no_words(value)
 
 
 def explain(

@@ -15,7 +15,7 @@ from sao_lib.engines import models, openai_api
 from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
-from sao_lib.plan import layers
+from sao_lib.plan import layers, relations
 from sao_lib.plan.chain import Planned, Row, built, models_of, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
 from sao_lib.runs import MANIFEST, identity, load, outdated
@@ -45,7 +45,7 @@ class Plan:
     @property
     def command(self) -> str:
         """What a person types for this table."""
-        given = f" SET={shlex.quote(' '.join(self.assignments))}" if self.assignments else ""
+        given = f" SET={shlex.quote(shlex.join(self.assignments))}" if self.assignments else ""
         return f"make reproduce-{self.experiment} PROFILE={self.profile}{given}"
 
 
@@ -59,6 +59,8 @@ def make(profile: str, name: str, assignments: Iterable[str] = ()) -> Plan:
             planned.append(built(profile, row, base))
         except SaoError as reason:
             planned.append(replace(row, skipped=row.skipped or str(reason)))
+    for row in planned:
+        relations.check(row.runs)
     return joined(Plan(profile, name, base, planned, [], tuple(filter(_decides, given))))
 
 

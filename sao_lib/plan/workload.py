@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sao_lib.errors import SaoError
 from sao_lib.evaluate.gold import FAULTS_EACH, MOVED
 from sao_lib.evaluate.grading import GRADED_QUESTIONS
 from sao_lib.evaluate.instruments import READINGS, simple_parts
@@ -22,6 +23,7 @@ from sao_lib.plan.chain import Planned
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
 CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here
+SECTIONS = ("dated", "api", "api_speed", "profiles", "devices", "parameters", "lengths", "rows", "leaderboard")
 METRICS = 5  # ratings of a response
 SHARED_ANSWERS = 0.55  # a question's labelled pairs share the good answer, which is scored once
 LABELLED = 60  # tokens of a labelled answer
@@ -54,8 +56,11 @@ class Ask:
 
 @cache
 def rates() -> dict[str, Any]:
-    """params/rates.yaml."""
-    return read_yaml(PARAMS / "rates.yaml")
+    """params/rates.yaml; SaoError where one of its sections is missing."""
+    found = read_yaml(PARAMS / "rates.yaml")
+    if lacks := [name for name in SECTIONS if name not in found]:
+        raise SaoError(f"params/rates.yaml has no section '{lacks[0]}'; it has: {', '.join(SECTIONS)}.")
+    return found
 
 
 def expected(kind: str, limit: float) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from sao_lib.errors import SaoError
+from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
 from sao_lib.plan.experiment import Experiment, Figure, read
 from sao_lib.report.columns import column
@@ -18,6 +19,8 @@ Printed = dict[str, dict[str, float | None]]  # the paper's numbers by row
 def check(name: str) -> None:
     """Raise SaoError in one sentence if the experiment asks for something that no table can show."""
     experiment, where = read(name), f"params/experiments/{name}.yaml"
+    for profile in experiment.settings:  # also of profiles that are not planned now
+        layers.validate([*layers.profile_layers(profile), (where, experiment.layer(profile))])
     printed = _printed(name, experiment, where)
     if experiment.table:
         _known("table", experiment.table, TABLES, where)

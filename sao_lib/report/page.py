@@ -13,6 +13,7 @@ from sao_lib.report.claims import controls
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.report.table import caption, claim_lines, claims, formatted
 from sao_lib.runs import OUTPUTS, Run, load
+from sao_lib.settings import profile_file
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
@@ -25,10 +26,11 @@ td { white-space: pre-wrap; max-width: 38rem; } nav a { margin-right: .8rem; }
 
 
 def write_page(profile: str) -> Path:
-    """Write outputs/<profile>/report.html from the tables that have finished; raises SaoError when none has.
+    """Write outputs/<profile>/report.html from the tables that have finished; SaoError when none has.
 
     The paper's come first, each followed by what SET made of it; then the suite's own.
     """
+    profile_file(profile)
     names = [n for name in experiments(ours=True) for n in (name, *_variants(profile, name))]
     done = {name: run for name in names if (run := load(OUTPUTS / profile / name))}
     if not done:

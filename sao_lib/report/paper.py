@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sao_lib.errors import SaoError
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS, Unique, read_yaml
 
 PAPER = PARAMS / "paper.yaml"
 Cell = list[str]  # [table, row, column]
@@ -29,7 +29,7 @@ class Disagreement(NamedTuple):
     where: tuple[str, ...]
 
 
-class _Exact(yaml.SafeLoader):
+class _Exact(Unique):
     """Numbers as Decimal, with the decimals they are written with."""
 
 
