@@ -342,7 +342,7 @@ class Settings(Strict):
 class Unique(yaml.SafeLoader):
     """A loader that refuses a key which stands twice in one mapping, where YAML's own would take the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:

@@ -9,6 +9,7 @@ version 5 no longer has, and would be code from elsewhere; its weights fit the n
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +76,11 @@ class ArmoRM:
         self.pattern = self.chat.text_ids(PROMPT_ENDS)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with quiet(log):
-            loaded = GatedReward.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
-        self.model, found = loaded
+            loaded: Any = GatedReward.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+        model, found = loaded
         if wrong := sorted({*found["missing_keys"], *found["unexpected_keys"]}):
             raise SaoError(f"The weights in {folder} are not ArmoRM's: {', '.join(map(str, wrong[:5]))} do not fit.")
-        self.model = self.model.to(device).eval()
+        self.model: GatedReward = model.to(device).eval()
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One score per (prompt, response), the longest first, in batches of about as many tokens."""
