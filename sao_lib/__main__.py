@@ -29,6 +29,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def run(folders: list[Path], plan: Path | None) -> int:
+    """Execute planned runs below a keeper, in a process of their own unless the command that asked has one."""
+    from sao_lib.launch.keeper import is_kept, kept
+
+    if sys.platform != "linux" or is_kept():
+        from sao_lib.launch.graph import do_group
+
+        do_group(folders, plan)
+        return 0
+    words = [sys.executable, "-m", "sao_lib", "run", *map(str, folders), *(["--plan", str(plan)] if plan else [])]
+    with kept(words) as process:
+        return process.wait()
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
@@ -49,9 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"Written: {status.write()}")
         elif given.command == "run":
-            from sao_lib.launch.graph import do_group
-
-            do_group(given.folders, given.plan)
+            return run(given.folders, given.plan)
         else:
             from sao_lib.launch.reproduce import reproduce
             from sao_lib.plan.cost import show_plan

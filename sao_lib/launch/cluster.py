@@ -12,10 +12,12 @@ import math
 import os
 import shutil
 import subprocess
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from sao_lib.errors import SaoError
+from sao_lib.launch.keeper import kept
 from sao_lib.plan.chain import Planned, models_of
 from sao_lib.plan.groups import Group
 from sao_lib.runs import OUTPUTS
@@ -114,9 +116,13 @@ def _opens_a_model(run: Planned) -> bool:
 
 
 def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
-    """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes."""
+    """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes.
+
+    What it starts here ends with this process; what a cluster does, snakemake takes back when it is interrupted.
+    """
     said = ""
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+    start = partial(subprocess.Popen, text=True) if show else kept
+    with start(command, cwd=folder, stderr=subprocess.PIPE) as process:
         assert process.stderr
         try:
             for line in process.stderr:
