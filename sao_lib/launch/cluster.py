@@ -19,7 +19,7 @@ from pathlib import Path
 from sao_lib.errors import SaoError
 from sao_lib.launch.keeper import kept
 from sao_lib.plan.chain import Planned, models_of
-from sao_lib.plan.groups import Group
+from sao_lib.plan.groups import Group, knows_one_card
 from sao_lib.runs import OUTPUTS
 from sao_lib.settings import Machine
 
@@ -106,7 +106,8 @@ def threads(run: Planned, machine: Machine, cluster: str) -> int:
 
 def _need(run: Planned, machine: Machine, what: str) -> float:
     own = getattr(machine.stages.get(run.spec["stage"]), what, None)
-    return float(getattr(machine, what) if own is None else own)
+    need = float(getattr(machine, what) if own is None else own)
+    return min(need, 1.0) if what == "gpus" and knows_one_card(run) else need
 
 
 def _opens_a_model(run: Planned) -> bool:

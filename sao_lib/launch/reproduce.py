@@ -5,7 +5,7 @@ import os
 from sao_lib.errors import SaoError
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.doctor import gpus_here
-from sao_lib.launch.graph import run_graph
+from sao_lib.launch.graph import jobs_at_once, run_graph
 from sao_lib.plan import cost, planning
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
@@ -32,7 +32,7 @@ def reproduce(
     to_do = [run for run in _distinct(plans) if not run.done or run.folder in again]
     cost.check_cap(to_do, _distinct(plans))
     if to_do and local:
-        _check_disk(to_do, _distinct(plans))
+        _check_disk(to_do, _distinct(plans), plans[0].base.machine)
     plans = _renewed(plans, fresh, again)
     failed: dict[str, str] = {}
     if any(not run.done for run in _distinct(plans)):
@@ -139,8 +139,8 @@ def _check_gpus(profile: str, machine: Machine) -> None:
         )
 
 
-def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned]) -> None:
-    need = cost.disk_needed(to_do, runs)
+def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned], machine: Machine) -> None:
+    need = cost.disk_needed(to_do, runs, jobs_at_once(machine)[0] if machine.gpus else 1)
     stat = os.statvfs(OUTPUTS if OUTPUTS.exists() else ROOT)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from sao_lib.files import digest
+from sao_lib.method.feedback import SOURCES
 from sao_lib.plan.chain import Planned
 from sao_lib.settings import Machine
 
@@ -74,6 +75,12 @@ def model_of(run: Planned) -> str:
     section: Mapping[str, Any] = p.get(stage) or {}
     other = section.get("model") or section.get("judge_model") or (section.get("generator") or {}).get("model")
     return str(other or p["policy"]["model"])
+
+
+def knows_one_card(run: Planned) -> bool:
+    """Whether the run's work is on one card, however many its profile has: a reward model's, and lm-eval's."""
+    stage, p = run.spec["stage"], run.spec["params"]
+    return bool(stage == "leaderboard" or (stage == "judge" and SOURCES[p["judge"]["source"]].opens == "reward model"))
 
 
 def launched(train: Mapping[str, Any], machine: Machine) -> bool:
