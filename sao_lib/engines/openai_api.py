@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from sao_lib.engines import Completion, Conversation
+from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
 from sao_lib.errors import SaoError
 from sao_lib.files import Record, append_rows, digest, resume_rows
 from sao_lib.settings import PARAMS, read_yaml
@@ -23,7 +23,6 @@ from sao_lib.settings import Engine as EngineSettings
 
 JOURNAL = "api_calls.jsonl"
 CHARACTERS_PER_TOKEN = 3  # a cautious divisor for the estimate; English text has about 4
-WORKERS = 8
 # The client waits 0.5, 1, 2, 4 and then 8 seconds, each less up to a quarter, or as long as Retry-After says, up to two
 # minutes. Fourteen retries without that header wait 65 to 88 seconds: more than a rate limit's minute.
 RETRIES = 14
@@ -127,7 +126,7 @@ class OpenAIEngine:
             except SaoError as error:
                 failures.append(error)
 
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(self.settings.api_workers) as pool:
             list(pool.map(ask, most))
         if failures:
             kept = sum(key in self.journal.rows for key in keys)
@@ -147,7 +146,7 @@ class OpenAIEngine:
 
     def _call(self, request: Record, most: float) -> Record:
         """What is kept of one reply; one that does not say its tokens counts as `most` dollars."""
-        from openai import APIConnectionError, APIStatusError, AuthenticationError
+        from openai import APIConnectionError, APIStatusError, AuthenticationError, BadRequestError
 
         where = f"The API at {self.client.base_url}"
         try:
@@ -156,6 +155,11 @@ class OpenAIEngine:
             raise SaoError(f"The API refused OPENAI_API_KEY for {self.model}; check the key.") from None
         except APIConnectionError:
             raise SaoError(f"{where} cannot be reached; check OPENAI_BASE_URL.") from None
+        except BadRequestError as error:
+            if error.code != "context_length_exceeded":
+                raise SaoError(f"The API answered 400 for {self.model}: {error.message[:160]}") from None
+            return {"model": self.model, "text": "", "finish_reason": TOO_LONG, "tokens_in": 0, "tokens_out": 0,
+                    "top_logprobs": [], "usd": 0.0}  # fmt: skip
         except APIStatusError as error:
             raise SaoError(f"The API answered {error.status_code} for {self.model}: {error.message[:160]}") from None
         if not getattr(reply, "choices", None):
@@ -178,7 +182,9 @@ class OpenAIEngine:
     ) -> list[Completion]:
         extra = [{"temperature": temperature, "seed": seed % 2**31} for seed in seeds]
         return [
-            Completion(row["text"], row["finish_reason"] == "stop", row["tokens_in"], row["tokens_out"])
+            not_asked()
+            if row["finish_reason"] == TOO_LONG
+            else Completion(row["text"], row["finish_reason"] == "stop", row["tokens_in"], row["tokens_out"])
             for row in self._all(conversations, max_tokens, extra)
         ]
 
@@ -186,6 +192,9 @@ class OpenAIEngine:
         extra: list[Record] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
         out = []
         for row in self._all(conversations, 1, extra):
+            if row["finish_reason"] == TOO_LONG:
+                out.append((math.nan,) * len(labels))
+                continue
             top = row["top_logprobs"]
             mass = [math.fsum(math.exp(p) for token, p in top if token.strip() == label.strip()) for label in labels]
             out.append(tuple(_log(p) for p in mass))
