@@ -37,11 +37,26 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def run(folders: list[Path], plan: Path | None, cards: int | None) -> int:
+    """Execute planned runs below a keeper, in a process of their own unless the command that asked has one."""
+    from sao_lib.launch.keeper import is_kept, kept
+
+    if sys.platform != "linux" or is_kept():
+        from sao_lib.launch.graph import do_group
+
+        do_group(folders, plan, cards)
+        return 0
+    words = [sys.executable, "-m", "sao_lib", "run", *map(str, folders), *(["--plan", str(plan)] if plan else [])]
+    words += ["--cards", str(cards)] if cards is not None else []
+    with kept(words) as process:
+        return process.wait()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what a command line asks; its exit status. Whatever a person or a disk got wrong is one sentence."""
     given = parser().parse_args(arguments)
     try:
-        _do(given)
+        return _do(given)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -55,10 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped; run the same command to continue.", file=sys.stderr)
         return 130
-    return 0
 
 
-def _do(given: argparse.Namespace) -> None:
+def _do(given: argparse.Namespace) -> int:
     if given.command == "doctor":
         from sao_lib.launch.doctor import doctor
 
@@ -85,11 +99,10 @@ def _do(given: argparse.Namespace) -> None:
 
         print(f"Written: {export(given.folder)}; nothing was uploaded.")
     elif given.command == "run":
-        from sao_lib.launch.graph import do_group
-
-        do_group(given.folders, given.plan, given.cards)
+        return run(given.folders, given.plan, given.cards)
     else:
         _plan_or_reproduce(given)
+    return 0
 
 
 def _plan_or_reproduce(given: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
-"""What this machine has free, within the limits of a container: cores, their idle share, memory."""
+"""What this machine has free, within the limits of a container: cores, their idle share, memory, GPUs."""
 
+import os
 import time
 from pathlib import Path
 
@@ -16,6 +17,22 @@ def cores() -> int:
     import joblib  # comes with scikit-learn
 
     return int(joblib.cpu_count())
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU; the one place that asks. CUDA stays uninitialised, see `sao_lib`."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count() if has_gpu() else 0
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(number) for number in range(count)] if count else []
 
 
 def idle_share(seconds: float = 1.0) -> float:

@@ -30,6 +30,7 @@ MANIFEST = "run.json"
 PENDING = "run.pending.json"  # the manifest until the executed notebook stands beside it
 LOCK = ".lock"
 BEGUN = "begun.json"  # the code that a run which has not finished was made with so far
+DECIDES_NOTHING = ("max_usd", "api_workers")  # parameters of an engine that no result depends on
 RESULTS = (".jsonl", ".json", ".md", ".csv", ".tex", ".png")
 NOTEBOOK = "notebook.ipynb"
 AGAIN = "`make reproduce-...` sets this run aside and makes it again."
@@ -37,10 +38,10 @@ READ_AGAIN = 8 * 2**20  # bytes: of what is larger, a model's weights, the size 
 
 
 def identity(spec: dict[str, Any]) -> str:
-    """Digest of what a run's results depend on: its spec without name, profile and what it may spend at most."""
+    """Digest of what a run's results depend on: its spec without name, profile, and what it may spend and how fast."""
 
     def bare(value: Any) -> Any:
-        return {k: bare(v) for k, v in value.items() if k != "max_usd"} if isinstance(value, dict) else value
+        return {k: bare(v) for k, v in value.items() if k not in DECIDES_NOTHING} if isinstance(value, dict) else value
 
     return digest({k: bare(v) for k, v in spec.items() if k not in ("name", "profile")})
 

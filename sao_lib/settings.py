@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from sao_lib.errors import SaoError
@@ -35,7 +45,14 @@ NOTEBOOKS: dict[str, str] = {
 }
 
 
+LATER: JsonDict = {
+    "later": True
+}  # of a parameter that came when results were there: at its default it is not written down
+
+
 class Strict(BaseModel):
+    """Unknown keys are refused. A dump leaves out a LATER parameter at its default, so no identity changes by it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -47,6 +64,11 @@ class Strict(BaseModel):
         if isinstance(value, bool) and {int, float} & kinds:
             raise PydanticCustomError("number", "it must be a number")
         return value
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in dump(self).items() if fields[k].json_schema_extra != LATER or v != fields[k].default}
 
 
 class StageNeed(Strict):
@@ -89,9 +111,15 @@ class Engine(Strict):
     threads: int = Field(default=1, ge=1)
     kv_cache_tokens: int = Field(default=32768, ge=1024, description="on CPU; a GPU gives what it has")
     max_usd: float = Field(default=0, ge=0)
+    api_workers: int = Field(default=8, ge=1, description="calls of an API at once", json_schema_extra=LATER)
+    options: dict[str, Any] = Field(
+        default={}, description="more of vLLM's own, such as kv_cache_dtype; over ours", json_schema_extra=LATER
+    )
 
     @model_validator(mode="after")
     def _parallel(self) -> "Engine":
+        if self.options and self.kind != "vllm":
+            raise ValueError(f"options are vLLM's; engine kind {self.kind} knows none")
         if self.kind != "vllm" and self.tensor_parallel * self.data_parallel > 1:
             raise ValueError(f"tensor_parallel and data_parallel are vLLM's; engine kind {self.kind} has one copy")
         return self
@@ -239,6 +267,7 @@ class ChatBenchmarks(Strict):
     arena_hard_tokens: int = Field(ge=8)
     arena_hard_judge_tokens: int = Field(default=4096, ge=8)
     arena_hard_attempts: int = Field(default=2, ge=1)
+    chunk: int = Field(default=32, ge=1, description="questions between two saves", json_schema_extra=LATER)
 
 
 class Leaderboard(Strict):
@@ -246,7 +275,7 @@ class Leaderboard(Strict):
 
     data: str | None
     limit: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int | Literal["auto"] = Field(description="of answers that are written; auto: as many as fit")
     max_gen_toks: int = Field(ge=8)
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     threads: int = Field(default=1, ge=1)
@@ -260,6 +289,7 @@ class Math(Strict):
     template: str = "params/templates/math.yaml"
     max_tokens: int = Field(ge=8)
     temperature: float = Field(ge=0)
+    chunk: int = Field(default=32, ge=1, description="problems between two saves", json_schema_extra=LATER)
 
 
 class Rating(Strict):
@@ -270,6 +300,7 @@ class Rating(Strict):
     engine: Engine | None = None
     template: str = "params/templates/rating.yaml"
     reading: Literal["text", "logprob"] = "text"
+    chunk: int = Field(default=32, ge=1, description="responses between two saves", json_schema_extra=LATER)
 
 
 class Logits(Strict):

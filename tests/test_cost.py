@@ -61,7 +61,8 @@ def test_a_training_by_hand_on_gpus() -> None:
     seconds = busy + cards + 4 * 2 * 9.24 / 2  # all four wait for 18 GB at 2 GB/s
     found = cost.estimate(run, runs)
     assert found.device_hours * 3600 == pytest.approx(seconds)
-    assert found.disk_gib == pytest.approx(9.24e9 * (2 + 12) / 2**30, rel=0.01)  # saved, and one checkpoint at the end
+    assert found.disk_gib == pytest.approx(9.24e9 * 2 / 2**30, rel=0.01)  # the model alone stays
+    assert cost.checkpoints_gib(run, runs) == pytest.approx(9.24e9 * 14 / 2**30)  # 78 steps: one, at the end
 
 
 def test_an_api_judge_by_hand() -> None:
@@ -235,3 +236,13 @@ def test_disk_is_counted_and_a_model_of_unknown_size_does_not_stand_in_the_way()
     assert 2 < cost.disk_needed(runs, runs) < 10
     other = plan.make("cpu", "table6", ["policy.model=org/unknown"]).runs
     assert cost.disk_needed(other, other) < 1
+
+
+def test_disk_is_what_stays_and_the_checkpoints_of_the_trainings_that_run_at_once() -> None:
+    runs = plan.make("paper", "figure1").runs
+    planned = {run.folder: run for run in runs}
+    stays = sum(cost.estimate(run, planned).disk_gib for run in runs)
+    passing = sorted(cost.checkpoints_gib(run, planned) for run in runs)
+    assert passing[-1] == pytest.approx(3 * 9.24e9 * 14 / 2**30)  # 469 steps, saved every 100: two and the next
+    assert cost.disk_needed(runs, runs) == pytest.approx(stays + passing[-1])
+    assert cost.disk_needed(runs, runs, 2) == pytest.approx(stays + sum(passing[-2:]))

@@ -9,6 +9,9 @@ one bit for bit.
 import json
 import math
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -28,7 +31,7 @@ from sao_lib.files import read_rows
 from sao_lib.method import callbacks, train, trainer
 from sao_lib.method.losses import simpo_reward
 from sao_lib.runs import Run
-from sao_lib.settings import Train
+from sao_lib.settings import ROOT, Train
 
 BF16 = 0.02  # of a loss near 3 or of a margin, whose terms are near 100: bf16 keeps 3 digits
 FP32 = 1e-4
@@ -227,6 +230,60 @@ def test_killed_training_resumes_to_the_same_result(sharded: Run, tiny: Path, tm
     assert losses(run) == losses(sharded)
     assert margins(run) == margins(sharded)
     assert (run.folder / "samples.jsonl").read_bytes() == (sharded.folder / "samples.jsonl").read_bytes()
+
+
+def test_checkpoints_go_when_the_model_is_whole_and_nothing_is_trained_twice(
+    sharded: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (sharded.folder / "model" / "model.safetensors").is_file()
+    assert not (sharded.folder / "checkpoints").exists()
+    monkeypatch.setattr(train, "train_launched", lambda *_: pytest.fail("trained again"))
+    before = losses(sharded)
+    (sharded.folder / "checkpoints").mkdir()  # killed before the last of them was gone
+    train.launch(sharded, Train.model_validate(sharded.params["train"]))
+    assert losses(sharded) == before
+    assert not (sharded.folder / "checkpoints").exists()
+
+
+# A weight whose gradient is large in the first of sixteen micro-batches and small in the others.
+ACCUMULATED = """
+import json, os, sys, torch
+os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                  MASTER_PORT=sys.argv[2])
+import deepspeed
+from deepspeed.utils import safe_get_full_grad
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+config = {**json.load(open(sys.argv[1])), "bf16": {"enabled": True}, "gradient_accumulation_steps": 16,
+          "gradient_clipping": 0, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 16}
+model = torch.nn.Linear(1, 1, bias=False)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=True)
+for number in range(16):
+    x = torch.tensor([[256.0 if number == 0 else 0.5]], dtype=torch.bfloat16)
+    engine.backward(engine(x).sum())
+    if number == 15:
+        print("sum", 16 * safe_get_full_grad(next(iter(model.parameters()))).item())
+    engine.step()
+"""
+
+
+def test_sixteen_micro_batches_add_up_under_the_papers_deepspeed_file(tmp_path: Path) -> None:
+    """256 + 15 x 0.5: in bf16 256 + 0.5 is 256, and all but the first would be lost."""
+    (tmp_path / "accumulated.py").write_text(ACCUMULATED)
+    words = [sys.executable, "accumulated.py", str(ROOT / "params/deepspeed_zero3.json"), str(free_port())]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    said = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("sum ")]
+    assert said, done.stderr[-1000:]
+    assert float(said[0]) == pytest.approx(263.5, abs=0.6)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """The real local engines: vLLM against transformers on the same requests."""
 
 import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +12,18 @@ import psutil
 import pytest
 import torch
 
-from sao_lib.engines import Conversation, give_back, open_engine
+from sao_lib.engines import TOO_LONG, Conversation, Engine, give_back, open_engine, was_asked
 from sao_lib.engines.hf_engine import SeededSampler
 from sao_lib.engines.replicas import devices_of_copies
+from sao_lib.engines.vllm_engine import options_of
 from sao_lib.errors import SaoError
+from sao_lib.launch.keeper import kept
 from sao_lib.method import judge
-from sao_lib.settings import Engine, Judge
+from sao_lib.settings import ROOT, Judge
+from sao_lib.settings import Engine as Settings
 
 SMOL = "embedded/smollm2-135m-instruct"
-VLLM = Engine(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
+VLLM = Settings(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
 TEXTS = ["Why is the sky blue?", "Name three fruits.", "Write a short note to a neighbour about a parcel."]
 REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS]
 
@@ -27,7 +34,7 @@ REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS
 def test_vllm_and_transformers_agree(name: str, template: str | None, tmp_path: Path) -> None:
     """Same request, same ids, same greedy text and log-probabilities."""
     found = []
-    for settings in (VLLM, Engine(kind="transformers", dtype="float32", max_model_len=512)):
+    for settings in (VLLM, Settings(kind="transformers", dtype="float32", max_model_len=512)):
         engine = open_engine(name, settings, tmp_path / "log", template)
         texts = engine.generate(REQUESTS, 12, 0.0, [0] * 3)
         odds = engine.label_logprobs(REQUESTS, (" A", " B"))
@@ -53,14 +60,38 @@ def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(
     same = open_engine(SMOL, VLLM, tmp_path / "log")
     assert same is engine
     assert [c.text for c in same.generate(REQUESTS, 16, 0.6, [1, 2, 3])] == once
-    with pytest.raises(SaoError, match="does not fit max_model_len 512"):
-        engine.generate([Conversation(({"role": "user", "content": "word " * 900},))], 16, 0.0, [0])
     engine.close()
+
+
+LONG = Conversation(({"role": "user", "content": "word " * 900},))
+
+
+def check_too_long(engine: Engine, log: Path) -> None:
+    """A request that does not fit is not asked, and the others are as without it."""
+    mixed, seeds = [REQUESTS[0], LONG, REQUESTS[1]], [1, 0, 2]
+    found = engine.generate(mixed, 12, 0.6, seeds)
+    assert [c.reason for c in found] == [None, TOO_LONG, None]
+    assert found[1].tokens_in > 900
+    assert [found[0].text, found[2].text] == [c.text for c in engine.generate(REQUESTS[:2], 12, 0.6, [1, 2])]
+    odds = engine.label_logprobs(mixed, (" A", " B"))
+    assert [was_asked(row[0]) for row in odds] == [True, False, True]
+    logps = engine.completion_logprobs(mixed, ["Because light scatters."] * 3)
+    assert [[was_asked(p) for p in row] for row in logps] == [[True] * len(logps[0]), [False], [True] * len(logps[2])]
+    assert engine.generate([LONG], 12, 0.0, [0])[0].reason == TOO_LONG
+
+
+@pytest.mark.parametrize("settings", [VLLM, Settings(kind="transformers", dtype="float32", max_model_len=512)])
+def test_a_request_that_does_not_fit_ends_no_run(settings: Settings, tmp_path: Path) -> None:
+    engine = open_engine(SMOL, settings, tmp_path / "log")
+    check_too_long(engine, tmp_path / "log")
+    engine.close()
+    if settings is VLLM:
+        assert "1 of 3 requests are too long, up to 9" in (tmp_path / "log").read_text()
 
 
 def test_transformers_samples_each_request_by_its_own_seed(tmp_path: Path) -> None:
     """Whatever the batch: a request's text depends on its seed, and draws follow softmax(logits / temperature)."""
-    settings = Engine(kind="transformers", dtype="float32", max_model_len=512, max_num_seqs=2)
+    settings = Settings(kind="transformers", dtype="float32", max_model_len=512, max_num_seqs=2)
     engine = open_engine(SMOL, settings, tmp_path / "log")
     one = [c.text for c in engine.generate(REQUESTS, 12, 0.6, [1, 2, 3])]
     turned = [c.text for c in engine.generate(REQUESTS[::-1], 12, 0.6, [3, 2, 1])]
@@ -104,8 +135,7 @@ def test_copies_of_an_engine_share_out_the_requests_and_agree_with_one(tmp_path:
         one.label_logprobs(REQUESTS, (" A", " B")), two.label_logprobs(REQUESTS, (" A", " B")), strict=True
     ):
         assert odds == pytest.approx(other, abs=2e-3)
-    with pytest.raises(SaoError, match="does not fit max_model_len 512"):
-        two.generate([Conversation(({"role": "user", "content": "word " * 900},))], 16, 0.0, [0])
+    check_too_long(two, tmp_path / "log")
     copies = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
     assert len(copies) == 2
     copies[0].kill()
@@ -115,10 +145,71 @@ def test_copies_of_an_engine_share_out_the_requests_and_agree_with_one(tmp_path:
     two.close()
 
 
+# As on GPUs: vLLM's engine in a process of its own, which a notebook's process must not wait for, nor leave behind.
+OWN_PROCESS = """
+import os, sys, time
+if __name__ == "__main__":
+    import psutil
+    from pathlib import Path
+    from sao_lib.engines import Conversation, open_engine
+    from sao_lib.settings import Engine
+    settings = Engine(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
+    from sao_lib.engines.models import resolve
+    from sao_lib.engines.replicas import Replicas
+    engine = Replicas(resolve(sys.argv[1]), settings, Path(sys.argv[2]) / "log", None)
+    request = Conversation(({"role": "user", "content": "Name three fruits."},))
+    engine.generate([request], 4, 0.0, [0]), engine.label_logprobs([request], (" A", " B"))
+    below = psutil.Process().children(recursive=True)
+    Path(sys.argv[2], "pids").write_text(" ".join(str(p.pid) for p in below if len(p.parents()) > 0))
+    assert any("EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline()) for p in below), below
+    if sys.argv[3] == "wait":
+        time.sleep(600)
+    engine.close()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_vllms_own_processes_end_with_what_opened_them(killed: bool, tmp_path: Path) -> None:
+    script = tmp_path / "own_process.py"
+    script.write_text(OWN_PROCESS)
+    words = [sys.executable, str(script), SMOL, str(tmp_path), "wait" if killed else "close"]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": str(ROOT)}
+    with kept(words, cwd=ROOT, env=environment) as process:
+        while killed and not (tmp_path / "pids").exists() and process.poll() is None:
+            time.sleep(0.2)
+        if killed:
+            command = next(p for p in psutil.Process(process.pid).children() if "own_process" in " ".join(p.cmdline()))
+            command.kill()
+        assert process.wait(300) == (137 if killed else 0)
+    below = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(below) >= 2
+    assert not any(psutil.pid_exists(pid) for pid in below)
+
+
 def test_copies_have_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
-    settings = Engine(kind="vllm", data_parallel=2, tensor_parallel=2)
+    settings = Settings(kind="vllm", data_parallel=2, tensor_parallel=2)
     assert devices_of_copies(settings) == ["2,3", "5,7"]
     with pytest.raises(SaoError, match="needs 8 GPUs, here are 4"):
         devices_of_copies(settings.model_copy(update={"data_parallel": 4}))
+
+
+def test_a_process_is_set_up_for_gpus_before_torch_is_asked_for_them() -> None:
+    """Asking whether there are any must not initialise CUDA, which a forked process could then not use."""
+    said = "e['PYTORCH_NVML_BASED_CUDA_CHECK'], e['VLLM_WORKER_MULTIPROC_METHOD'], 'torch' in sys.modules"
+    code = f"import os, sys, sao_lib; e = os.environ; print({said})"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTORCH", "VLLM"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "spawn", "False"]
+    asking = [p for p in (ROOT / "sao_lib").rglob("*.py") if "cuda.is_available" in p.read_text()]
+    assert [p.name for p in asking] == ["machine.py"]
+
+
+def test_options_reach_vllm_over_ours() -> None:
+    given = {"gpu_memory_utilization": 0.8, "max_num_seqs": 3, "hf_overrides": {"rope_theta": 1.0}}
+    found = options_of(VLLM.model_copy(update={"options": given}), cuda=True)
+    assert (found["gpu_memory_utilization"], found["max_num_seqs"], found["dtype"]) == (0.8, 3, "float32")
+    assert found["hf_overrides"] == {"head_dtype": "float32", "rope_theta": 1.0}
+    assert "gpu_memory_utilization" not in options_of(VLLM, cuda=True)

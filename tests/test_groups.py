@@ -11,7 +11,7 @@ import pytest
 
 from sao_lib import runs
 from sao_lib.errors import SaoError
-from sao_lib.launch import graph
+from sao_lib.launch import cluster, graph
 from sao_lib.plan import chain, layers
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
@@ -163,3 +163,12 @@ def test_a_killed_commands_plan_is_cleared_by_the_next_and_a_living_ones_is_left
 def test_a_run_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SaoError, match="no run's spec.yaml"):
         graph.do_group([tmp_path / "nothing"], None)
+
+
+def test_a_reward_model_and_lm_eval_hold_one_card_of_four() -> None:
+    runs = [*plan.make("paper", "table6").runs, *plan.make("paper", "table3").runs]
+    one = [run for run in runs if stage([run]) == "leaderboard" or run.spec["name"].startswith("armorm")]
+    assert {stage([run]) for run in one} == {"leaderboard", "judge"}
+    assert {cluster.resources([run], machine("paper"))["gpu"] for run in one} == {1}
+    judge = next(run for run in runs if run.spec["name"].startswith("self"))
+    assert cluster.resources([judge], machine("paper"))["gpu"] == 4

@@ -17,7 +17,7 @@ from flaky import FakeClock, Fault, FlakyProxy
 
 from sao_lib.engines import Completion, Conversation
 from sao_lib.engines.models import resolve
-from sao_lib.engines.openai_api import JOURNAL, WORKERS, OpenAIEngine, most_usd
+from sao_lib.engines.openai_api import JOURNAL, OpenAIEngine, most_usd
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, read_rows
 from sao_lib.method import judge
@@ -33,6 +33,7 @@ REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS
 MANY = [Conversation(({"role": "user", "content": f"Count on from {n}."},)) for n in range(20)]
 Replies = list[Completion]
 KEPT = 5  # replies that come before the API fails
+WORKERS = Engine.model_fields["api_workers"].default
 
 
 def engine_in(folder: Path, max_usd: float = 1.0) -> OpenAIEngine:

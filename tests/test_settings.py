@@ -87,3 +87,23 @@ def test_every_constant_of_the_paper_profile_has_a_source_or_a_reason() -> None:
             silent.append(line.strip())
     allowed = {"threads: 1", "threads: 4"}
     assert set(silent) <= allowed
+
+
+def test_a_parameter_that_came_later_changes_no_identity_until_it_is_set() -> None:
+    """Finished runs are known by what they were asked: at its default a new parameter is not written down."""
+
+    def folders(*given: str) -> dict[str, str]:
+        runs = plan.make("cpu", "smoke-benchmarks", list(given)).runs[:-1]  # the table is named after what was given
+        return {run.spec["stage"]: run.folder for run in runs}
+
+    plain = folders()
+    assert "options" not in settings.Engine(kind="vllm").model_dump()
+    assert "chunk" not in plan.make("cpu", "smoke-benchmarks").base.math500.model_dump()
+    assert folders("math500.chunk=32", "engine.options={}", "engine.api_workers=16") == plain
+    assert folders("math500.chunk=16")["math500"] != plain["math500"]
+    other = folders("engine.options={kv_cache_dtype: fp8}")
+    assert other["synthesize"] != plain["synthesize"]
+
+
+def test_options_of_vllm_need_vllm() -> None:
+    assert "options are vLLM's" in explained("engine.kind=transformers", "engine.options={quantization: fp8}")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,28 @@ def test_wandb_that_is_asked_for_and_missing_is_one_sentence(tmp_path: Path, mon
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     with pytest.raises(SaoError, match="wandb is not installed"):
         callbacks.dashboards(tmp_path)
+
+
+def test_many_pairs_are_tokenised_by_several_processes_to_the_same() -> None:
+    rows = [pair(n, f"Answer {n} of some words.", "Another.", finished=n % 2 == 0) for n in range(7)]
+    assert train.tokenised(rows, POLICY, 2) == train.tokenised(rows, POLICY, 1) == train.tokenised(rows, POLICY)
+
+
+def test_the_launcher_does_not_read_the_users_own_configuration(
+    make_run: Callable[..., Run], settings: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands import launch
+
+    started: list[list[str]] = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(train.subprocess, "run", lambda command, **how: started.append(command) or done)
+    run = make_run()
+    for processes, deepspeed in ((1, None), (2, None), (4, "params/deepspeed_zero3.json")):
+        train.train_launched(run, settings.model_copy(update={"processes": processes, "deepspeed": deepspeed}))
+    monkeypatch.setattr(launch, "default_config_file", "a user's")
+    for command in started:
+        given = launch.launch_command_parser().parse_args(command[3:])
+        read, defaults, _ = launch._validate_launch_command(given)
+        assert defaults is not None
+        assert (read.use_fsdp, read.mixed_precision, read.gpu_ids) == (False, "no", "all")
+        assert read.use_deepspeed == (read.num_processes == 4)

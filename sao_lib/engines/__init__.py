@@ -8,9 +8,13 @@ vLLM, in transformers and in training. Which operations an engine offers:
 | generate                  | yes  | yes          | yes                     |
 | label_logprobs            | yes  | yes          | where the API gives top_logprobs |
 | completion_logprobs       | yes  | yes          | no                      |
+
+A request that does not fit the model's context ends no run: it is not asked, its completion has the reason, its
+log-probabilities are NaN, and the stages count it and leave it out.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +48,16 @@ def seed_for(run_seed: int, row: str, sample: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back: the text without the prefill, whether the model ended it, tokens in and out."""
+    """What came back: the text without the prefill, whether the model ended it, tokens in and out.
+
+    `reason` says why nothing was asked, where nothing was.
+    """
 
     text: str
     finished: bool
     tokens_in: int
     tokens_out: int
+    reason: str | None = None
 
 
 class Engine(Protocol):
@@ -59,15 +67,33 @@ class Engine(Protocol):
         """One completion per conversation, each sampled with its own seed."""
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
-        """log p of each label as the next token (nats), the last layer computed in fp32."""
+        """log p of each label as the next token (nats), the last layer in fp32; NaN where nothing was asked."""
 
     def completion_logprobs(
         self, conversations: Sequence[Conversation], completions: Sequence[str]
     ) -> list[list[float]]:
-        """log p of every token of each completion, given its conversation (nats)."""
+        """log p of every token of each completion, given its conversation (nats); one NaN where nothing was asked."""
 
     def close(self) -> None:
         """Give memory back."""
+
+
+TOO_LONG = "too long"  # the reason of a request that does not fit
+
+
+def fits(prompt: int, answer: int, settings: EngineSettings) -> bool:
+    """Whether a request of `prompt` tokens can be asked for `answer` more: what every engine of ours asks first."""
+    return prompt + answer <= settings.max_model_len
+
+
+def not_asked(prompt: int = 0) -> Completion:
+    """What stands for the completion of a request that does not fit."""
+    return Completion("", False, prompt, 0, TOO_LONG)
+
+
+def was_asked(value: float) -> bool:
+    """Whether a log-probability, or what was computed from some, is of requests that were asked."""
+    return not math.isnan(value)
 
 
 _kept: Engine | None = None  # given back by a notebook, for the next that this process executes

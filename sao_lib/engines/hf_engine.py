@@ -1,13 +1,15 @@
 """transformers: the engine that needs no extra install. How much slower it is stands in benchmarks/README.md."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sao_lib.engines import Completion, Conversation, label_ids
+from sao_lib.engines import Completion, Conversation, fits, label_ids, not_asked
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import attention_for, end_ids
+from sao_lib.machine import has_gpu
 from sao_lib.progress import TOKENS, quiet
 from sao_lib.settings import Engine as EngineSettings
 
@@ -42,7 +44,7 @@ class TransformersEngine:
         self.chat, self.settings = Chat(folder, chat_template), settings
         self.chat.tokenizer.padding_side = "left"
         self.chat.tokenizer.pad_token = self.chat.tokenizer.pad_token or self.chat.tokenizer.eos_token  # Llama has none
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "cuda" if has_gpu() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(settings.threads)
         with quiet(log):
@@ -55,11 +57,15 @@ class TransformersEngine:
     def generate(
         self, conversations: Sequence[Conversation], max_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Completion]:
-        out = []
+        out: list[Completion] = []
         size = self.settings.max_num_seqs
         for at in range(0, len(conversations), size):
             ids = [self.chat.ids(c.messages, c.prefill) for c in conversations[at : at + size]]
-            out += self._batch(ids, max_tokens, temperature, seeds[at : at + size])
+            fit = [fits(len(i), max_tokens, self.settings) for i in ids]
+            own = [seed for seed, fitting in zip(seeds[at : at + size], fit, strict=True) if fitting]
+            asked = [i for i, fitting in zip(ids, fit, strict=True) if fitting]
+            found = iter(self._batch(asked, max_tokens, temperature, own) if asked else [])
+            out += [next(found) if fitting else not_asked(len(i)) for i, fitting in zip(ids, fit, strict=True)]
         return out
 
     def _batch(
@@ -88,9 +94,10 @@ class TransformersEngine:
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         wanted = label_ids(self.chat, labels)
+        ids = [self.chat.ids(c.messages, c.prefill) for c in conversations]
         with self._exact_head():
-            rows = [self._logprobs(self.chat.ids(c.messages, c.prefill), 1)[-1] for c in conversations]
-        return [tuple(float(row[i]) for i in wanted) for row in rows]
+            rows = [self._logprobs(i, 1)[-1] if fits(len(i), 1, self.settings) else None for i in ids]
+        return [tuple(math.nan if row is None else float(row[i]) for i in wanted) for row in rows]
 
     @contextmanager
     def _exact_head(self) -> Iterator[None]:
@@ -116,6 +123,9 @@ class TransformersEngine:
         for conversation, text in zip(conversations, completions, strict=True):
             start = self.chat.ids(conversation.messages, conversation.prefill)
             end = self.chat.text_ids(self.chat.neutral(text)) or [self.chat.end_of_turn]
+            if not fits(len(start + end), 1, self.settings):
+                out.append([math.nan])
+                continue
             rows = self._logprobs(start + end, len(end) + 1)[:-1]
             out.append([float(row[token]) for row, token in zip(rows, end, strict=True)])
         return out

@@ -14,6 +14,7 @@ from filelock import FileLock
 from sao_lib import hub
 from sao_lib.errors import SaoError, in_one_line
 from sao_lib.files import check_writable, file_digest
+from sao_lib.machine import has_gpu
 from sao_lib.progress import quiet
 from sao_lib.settings import PARAMS, ROOT, read_yaml
 
@@ -82,7 +83,6 @@ def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None
 
     Raises SaoError unless one of flash_attention_2, sdpa and eager is asked for.
     """
-    import torch
     from transformers import AutoConfig
     from transformers.utils import is_flash_attn_2_available
 
@@ -90,8 +90,8 @@ def attention_for(model_folder: str | Path, asked: str) -> tuple[str, str | None
         raise SaoError(f"train.attention is '{asked}'; it must be flash_attention_2, sdpa or eager.")
     config = AutoConfig.from_pretrained(model_folder).get_text_config()
     used, reasons = asked, []
-    if asked == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
-        missing = "flash-attn is not installed" if torch.cuda.is_available() else "there is no CUDA device"
+    if asked == "flash_attention_2" and not (has_gpu() and is_flash_attn_2_available()):
+        missing = "flash-attn is not installed" if has_gpu() else "there is no CUDA device"
         used, reasons = "sdpa", [f"FlashAttention-2 cannot run because {missing}"]
     if used == "sdpa" and getattr(config, "attn_logit_softcapping", None):
         # transformers 5.19 hands the soft-cap to SDPA, which ignores it without a word

@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-from sao_lib.engines import Completion, Conversation
+from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
 from sao_lib.engines.openai_reply import read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import Record, append_rows, digest, resume_rows, well_formed
@@ -27,7 +27,6 @@ from sao_lib.settings import Engine as EngineSettings
 
 JOURNAL = "api_calls.jsonl"
 CHARACTERS_PER_TOKEN = 3  # a cautious divisor for the estimate; English text has about 4
-WORKERS = 8
 # The client waits 0.5, 1, 2, 4 and then 8 seconds, each less up to a quarter, or as long as Retry-After says, up to two
 # minutes. Fourteen retries without that header wait 65 to 88 seconds: more than a rate limit's minute.
 RETRIES = 14
@@ -205,7 +204,7 @@ class OpenAIEngine:
             except SaoError as error:
                 failures.append(error)
 
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(self.settings.api_workers) as pool:
             list(pool.map(ask, most))
         if failures:
             kept = sum(key in self.journal.rows for key in keys)
@@ -225,11 +224,16 @@ class OpenAIEngine:
 
     def _call(self, request: Record, most: float) -> Record:
         """What is kept of one reply; one that does not say its tokens, or is unreadable, counts as `most` dollars."""
+        from openai import BadRequestError
+
         where = f"The API at {_place()}"
         for lost in range(UNREADABLE):
             try:
                 reply = read_reply(self._asked(request, where))
                 break
+            except BadRequestError:
+                return {"model": self.model, "text": "", "finish_reason": TOO_LONG, "tokens_in": 0, "tokens_out": 0,
+                        "top_logprobs": [], "usd": lost * most}  # fmt: skip
             except ValueError:
                 if lost == UNREADABLE - 1:
                     raise SaoError(f"{where} gave no completion but what is no JSON; check OPENAI_BASE_URL.") from None
@@ -246,8 +250,8 @@ class OpenAIEngine:
         }
 
     def _asked(self, request: Record, where: str) -> bytes:
-        """The body of the server's answer to one call."""
-        from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAIError
+        """The body of the server's answer to one call; BadRequestError where the request has too many tokens."""
+        from openai import APIConnectionError, APIStatusError, AuthenticationError, BadRequestError, OpenAIError
 
         client = self.client
         try:
@@ -266,6 +270,8 @@ class OpenAIEngine:
         except APIConnectionError:
             raise SaoError(f"{where} cannot be reached; check OPENAI_BASE_URL.") from None
         except APIStatusError as error:
+            if isinstance(error, BadRequestError) and error.code == "context_length_exceeded":
+                raise
             said = masked(error.message)[:160]
             raise SaoError(f"The API answered {error.status_code} for {self.model}: {said}") from None
         except OpenAIError as error:
@@ -281,7 +287,9 @@ class OpenAIEngine:
     ) -> list[Completion]:
         extra = [{"temperature": temperature, "seed": seed % 2**31} for seed in seeds]
         return [
-            Completion(row["text"], row["finish_reason"] == "stop", row["tokens_in"], row["tokens_out"])
+            not_asked()
+            if row["finish_reason"] == TOO_LONG
+            else Completion(row["text"], row["finish_reason"] == "stop", row["tokens_in"], row["tokens_out"])
             for row in self._all(conversations, max_tokens, extra)
         ]
 
@@ -289,6 +297,9 @@ class OpenAIEngine:
         extra: list[Record] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
         out = []
         for row in self._all(conversations, 1, extra):
+            if row["finish_reason"] == TOO_LONG:
+                out.append((math.nan,) * len(labels))
+                continue
             top = row["top_logprobs"]
             mass = [math.fsum(math.exp(p) for token, p in top if token.strip() == label.strip()) for label in labels]
             out.append(tuple(_log(p) for p in mass))

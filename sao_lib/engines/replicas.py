@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from sao_lib.engines import Completion, Conversation, Engine
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
+from sao_lib.machine import visible_gpus
 from sao_lib.progress import TOKENS
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.writers import STARTED_BY, die_with_parent
@@ -86,19 +88,19 @@ class Replicas:
         return True
 
     def close(self) -> None:
+        """Close every copy's engine, then its process, which would wait for the engine's own processes for ever."""
         for pool in self.pools:
-            pool.shutdown(cancel_futures=True)
+            with suppress(BrokenProcessPool):  # its process is gone, and with it what there was to close
+                pool.submit(_close)
+        for pool in self.pools:
+            pool.shutdown()
 
 
 def devices_of_copies(settings: EngineSettings) -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of each copy, None without CUDA; raises SaoError when there are too few GPUs."""
-    import torch
-
-    copies, cards = settings.data_parallel, settings.tensor_parallel
-    if not torch.cuda.is_available():
+    copies, cards, visible = settings.data_parallel, settings.tensor_parallel, visible_gpus()
+    if not visible:
         return [None] * copies
-    all_cards = ",".join(map(str, range(torch.cuda.device_count())))
-    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or all_cards).split(",")
     if len(visible) < copies * cards:
         raise SaoError(
             f"engine.data_parallel {copies} x tensor_parallel {cards} needs {copies * cards} GPUs, "
@@ -125,6 +127,14 @@ def _counted(method: str, arguments: dict[str, Any]) -> tuple[Any, Counter[str]]
     """What the copy's method gives, and the tokens that this took."""
     before = TOKENS.copy()
     return _call(method, arguments), TOKENS - before
+
+
+def _close() -> None:
+    """Close this process's copy, if it was opened."""
+    global _engine
+    engine, _engine = _engine, None
+    if engine:
+        engine.close()
 
 
 def _call(method: str, arguments: dict[str, Any]) -> Any:

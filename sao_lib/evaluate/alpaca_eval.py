@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Engine, seed_for, user_turn
+from sao_lib.engines import Engine, seed_for, user_turn, was_asked
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.instruments import Instruments, Triple
 from sao_lib.files import write_rows
@@ -50,6 +50,7 @@ def answer(
                 "generator": run.spec["name"],
                 "tokens": c.tokens_out,
                 "finished": c.finished,
+                **({"reason": c.reason} if c.reason else {}),
             }
             for t, c in zip(texts, out, strict=True)
         ]
@@ -91,7 +92,7 @@ def annotate(
     `preference` is 1 for the reference, 2 for the model and 1.5 for a tie where verdicts are discrete, as the
     paper's open judges'; weighted it is 1 + p(model). An empty answer loses. `margin` is the instrument's, positive
     for the model; `margin_untrained` likewise against `untrained`, the answers of the model before it was trained,
-    null without them.
+    null without them. Where the model or the judge could not be asked, `preference` and `margin` are null.
     """
     before: Sequence[Any] = [None] * len(answers) if untrained is None else untrained
 
@@ -106,7 +107,7 @@ def annotate(
                 "output_2": m["output"],
                 "generator_2": m["generator"],
                 "annotator": calibration["chosen"],
-                "preference": preference(margin, settings.verdict),
+                "preference": None if margin is None else preference(margin, settings.verdict),
                 "margin": margin,
                 "margin_untrained": gain,
             }
@@ -125,32 +126,47 @@ def preference(margin: float, verdict: str) -> float:
 
 def _margins(
     instruments: Instruments, calibration: dict[str, Any], part: Sequence[tuple[dict[str, Any], dict[str, Any]]]
-) -> list[float]:
-    """The chosen instrument's margins; equal answers are ties and are not asked, an empty answer loses."""
+) -> list[float | None]:
+    """The chosen instrument's margins; equal answers are ties and are not asked, an empty answer loses.
+
+    None for an answer that could not be asked for and where the judge could not be asked.
+    """
     different = [(r, m) for r, m in part if r["output"] != m["output"] and r["output"] and m["output"]]
     triples: list[Triple] = [(m["instruction"], r["output"], m["output"]) for r, m in different]
     found = dict(zip(triples, instruments.judged(calibration, triples), strict=True)) if triples else {}
-    return [
+    margins = [
         found.get((m["instruction"], r["output"], m["output"]), 100.0 * (bool(m["output"]) - bool(r["output"])))
         for r, m in part
+    ]
+    return [
+        None if r.get("reason") or m.get("reason") or not was_asked(margin) else margin
+        for (r, m), margin in zip(part, margins, strict=True)
     ]
 
 
 def win_rates(annotations: Sequence[dict[str, Any]], length_term: str | None) -> dict[str, float | None]:
-    """wr, se, lc, lc_se (percent) and n, by alpaca_eval's own metrics.
+    """wr, se, lc, lc_se (percent) and n, by alpaca_eval's own metrics, and `left_out` where there were any.
 
+    Annotations without a preference are left out.
     `length_term` "alpaca_eval" is the official length-controlled regression, whose difficulty table comes from the hub.
     Null: lc and lc_se are null, because an instruction set of one's own has no difficulty to control for.
     """
     import pandas as pd
     from alpaca_eval.metrics import glm_winrate
 
-    frame = pd.DataFrame(annotations)
+    judged = decided(annotations)
+    frame = pd.DataFrame(judged)
     frame["generator_2"] = frame["generator_2"] + " "  # a model may carry the reference's name
     plain = glm_winrate.get_winrate(frame)
     wr, se = float(plain["win_rate"]), float(plain["standard_error"])
     lc, lc_se = (None, None) if length_term is None else _length_controlled(frame, wr, se)
-    return {"wr": wr, "se": se, "lc": lc, "lc_se": lc_se, "n": len(frame)}
+    left_out = {"left_out": len(annotations) - len(judged)} if len(judged) < len(annotations) else {}
+    return {"wr": wr, "se": se, "lc": lc, "lc_se": lc_se, "n": len(frame), **left_out}
+
+
+def decided(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The annotations that say something: without those of requests that could not be asked."""
+    return [a for a in annotations if a["preference"] is not None]
 
 
 def _length_controlled(frame: Any, wr: float, se: float) -> tuple[float, float]:
@@ -184,5 +200,5 @@ def against_untrained(annotations: Sequence[dict[str, Any]]) -> dict[str, float 
 
 
 def mean_length(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean answer length in characters, as alpaca_eval's avg_length."""
-    return fmean(len(row["output"]) for row in rows)
+    """Mean length in characters, as alpaca_eval's avg_length, of the answers that could be asked for."""
+    return fmean([len(row["output"]) for row in rows if not row.get("reason")] or [0])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Conversation, Engine, seed_for, user_turn
+from sao_lib.engines import Conversation, Engine, seed_for, user_turn, was_asked
 from sao_lib.engines.chat import Message, fill_apart
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import as_asked, by_id
@@ -84,7 +84,10 @@ def answer(
     def make(part: Sequence[Record]) -> list[Record]:
         seeds = [seed_for(seed, str(q["question_id"])) for q in part]
         out = engine.generate([user_turn(policy, q["prompt"]) for q in part], max_tokens, 0.0, seeds)
-        return [{"question_id": q["question_id"], "answer": c.text.strip()} for q, c in zip(part, out, strict=True)]
+        return [
+            {"question_id": q["question_id"], "answer": c.text.strip(), **({"reason": c.reason} if c.reason else {})}
+            for q, c in zip(part, out, strict=True)
+        ]
 
     return in_chunks(run, "arena_answers.jsonl", questions, make, chunk)
 
@@ -150,6 +153,11 @@ def play(
         raise SaoError("Arena-Hard with reading: logprob needs a calibrated instrument that gives margins.")
 
     def make(part: Sequence[Record]) -> list[Record]:
+        there = [q for q in part if not found[q["question_id"]].get("reason")]
+        played = {row["question_id"]: row for row in made(there)} if there else {}
+        return [played.get(q["question_id"], {"question_id": q["question_id"], "games": [None, None]}) for q in part]
+
+    def made(part: Sequence[Record]) -> list[Record]:
         triples: list[Triple] = [(q["prompt"], q["baseline"], found[q["question_id"]]["answer"]) for q in part]
         if reading == "logprob" and margins:
             games = _by_margin(triples, margins)
@@ -172,24 +180,34 @@ def _verdicts(
     texts, asked, left = [""] * len(asked), list(asked), list(range(len(asked)))
     cut = [True] * len(asked)
     for _ in range(attempts):
+        again: list[int] = []
         out = engine.generate([asked[i] for i in left], max_tokens, 0.0, [seeds[i] for i in left]) if left else []
         for i, completion in zip(left, out, strict=True):
+            if completion.reason:
+                continue
             texts[i], cut[i] = f"{texts[i]}\n{completion.text}", not completion.finished
+            again.append(i)
             more: list[Message] = [{"role": "assistant", "content": completion.text.strip()},
                                    {"role": "user", "content": template["again"]}]  # fmt: skip
             asked[i] = Conversation((*asked[i].messages, *more))
-        left = [i for i in left if cut[i] or not VERDICT.search(_ending(texts[i]))]
+        left = [i for i in again if cut[i] or not VERDICT.search(_ending(texts[i]))]
     return [None if was_cut else parse_verdict(text) for text, was_cut in zip(texts, cut, strict=True)]
 
 
 def _by_margin(triples: list[Triple], margins: Margins) -> list[list[str | None]]:
-    """Both games of each triple by one margin; equal answers tie and an empty one loses without being asked."""
+    """Both games of each triple by one margin; equal answers tie and an empty one loses without being asked.
+
+    No verdict where the instrument could not be asked.
+    """
     asked = [t for t in triples if t[1] and t[2] and t[1] != t[2]]
     found = iter(margins(asked) if asked else [])
     games: list[list[str | None]] = []
     for triple in triples:
         _, base, own = triple
         margin = next(found) if base and own and base != own else float(bool(own)) - float(bool(base))
+        if not was_asked(margin):
+            games.append([None, None])
+            continue
         games.append(["A=B", "A=B"] if margin == 0 else ["B>A", "A>B"] if margin > 0 else ["A>B", "B>A"])
     return games
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from sao_lib.engines import was_asked
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.instruments import FITTED, Instruments, combine, simple_parts
 from sao_lib.method.judge import TOLERANCE
@@ -77,6 +78,11 @@ class _Measured:
         triples = [(p["prompt"], *p["responses"]) for p in pairs]
         parts = {name: simple_parts([name]) for name in names}
         raw = {p: instruments.margins(p, triples) for p in dict.fromkeys(p for ps in parts.values() for p in ps)}
+        if not all(was_asked(m) for margins in raw.values() for m in margins):
+            raise SaoError(
+                f"Labelled pairs are too long for the evaluation judge {instruments.model}, which can then not be "
+                "measured; raise max_model_len of its engine."
+            )
         questions = list(dict.fromkeys(question_of(p) for p in pairs))
         self.choosing = set(questions[::2])
         self.reporting = [p for p in pairs if question_of(p) not in self.choosing]

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Engine, user_turn
+from sao_lib.engines import TOO_LONG, Engine, user_turn, was_asked
 from sao_lib.files import Record, write_rows
 from sao_lib.method.labelled import LabelledPair, labelled_pairs, question_of
 from sao_lib.runs import Run
@@ -27,7 +27,7 @@ def gold_pairs(questions: int) -> list[LabelledPair]:
 
 
 def mean_logprobs(engine: Engine, policy: Policy, texts: Sequence[tuple[str, str]]) -> list[float]:
-    """Mean token log p (nats) of each answer to its instruction, as the policy is asked in training."""
+    """Mean token log p (nats) of each answer to its instruction, as the policy is asked in training; NaN: not asked."""
     read = engine.completion_logprobs([user_turn(policy, x) for x, _ in texts], [y for _, y in texts])
     return [fmean(row) for row in read]
 
@@ -42,6 +42,8 @@ def preferred(run: Run, engine: Engine, policy: Policy, pairs: Sequence[Labelled
         values = [read[t] for t in texts]
         return [
             {"id": p["id"], "fault": p["fault"], "good": good, "bad": bad, "margin": good - bad}
+            if was_asked(good - bad)
+            else {"id": p["id"], "fault": p["fault"], "good": None, "bad": None, "margin": None, "reason": TOO_LONG}
             for p, good, bad in zip(part, values[::2], values[1::2], strict=True)
         ]
 
@@ -50,6 +52,7 @@ def preferred(run: Run, engine: Engine, policy: Policy, pairs: Sequence[Labelled
 
 def summary(rows: Sequence[Record]) -> dict[str, Any]:
     """{accuracy, accuracy_se, margin, margin_se, n} of gold.jsonl; SE clustered by question, null without pairs."""
+    rows = [r for r in rows if r["margin"] is not None]
     if not rows:
         return {"accuracy": None, "accuracy_se": None, "margin": None, "margin_se": None, "n": 0}
     right, questions = [100.0 * (r["margin"] > 0) for r in rows], [question_of(r) for r in rows]
@@ -65,8 +68,8 @@ def summary(rows: Sequence[Record]) -> dict[str, Any]:
 
 def change(rows: Sequence[Record], before: Sequence[Record]) -> tuple[float, float | None] | None:
     """How much larger the margins are than `before`, pair by pair, and its SE clustered by question; None without."""
-    old = {r["id"]: r["margin"] for r in before}
-    both = [r for r in rows if r["id"] in old]
+    old = {r["id"]: r["margin"] for r in before if r["margin"] is not None}
+    both = [r for r in rows if r["id"] in old and r["margin"] is not None]
     if not both:
         return None
     gains = [r["margin"] - old[r["id"]] for r in both]
@@ -89,10 +92,9 @@ def distance(run: Run, answers: Sequence[Record], now: Sequence[float], before: 
     `kl` estimates KL(policy || untrained) per token from the policy's own answers: mean log p by it (`now`) less that
     by the untrained model (`before`), nats. Temperature is not taken into account.
     """
-    values = [a - b for a, b in zip(now, before, strict=True)]
-    write_rows(
-        run.folder / "kl.jsonl",
-        [{"instruction": x, "kl": v} for (x, _), v in zip(said(answers), values, strict=True)],
-    )
+    both = zip(said(answers), now, before, strict=True)
+    found = [(x, a - b) for (x, _), a, b in both if was_asked(a - b)]
+    write_rows(run.folder / "kl.jsonl", [{"instruction": x, "kl": kl} for x, kl in found])
+    values = [kl for _, kl in found]
     se = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return {"kl": fmean(values) if values else None, "se": se, "n": len(values)}

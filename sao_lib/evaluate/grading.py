@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sao_lib.engines import Conversation
+from sao_lib.engines import Conversation, was_asked
 from sao_lib.errors import SaoError
 from sao_lib.evaluate.calibration import agreement
 from sao_lib.files import Record
@@ -55,12 +55,12 @@ def measured(pairs: Sequence[LabelledPair], grades: Mapping[str, float | None]) 
 
 
 def expected_digit(logprobs: Sequence[float], digits: Sequence[str]) -> float | None:
-    """Mean of the digits under their probabilities as the next token; None if none has any.
+    """Mean of the digits under their probabilities as the next token; None if none has any or nothing was asked.
 
     A digit is one token, so a scale read like this ends at 9.
     """
     top = max(logprobs)
-    if top == -math.inf:
+    if top == -math.inf or not all(map(was_asked, logprobs)):
         return None
     weights = [math.exp(value - top) for value in logprobs]
     return sum(w * int(d) for w, d in zip(weights, digits, strict=True)) / sum(weights)

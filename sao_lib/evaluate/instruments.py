@@ -14,6 +14,7 @@ A fitted one is log-odds: it was fitted on labelled pairs, by `evaluate.calibrat
 whether the last sentence has its end. The number of words is left out: length would be a merit, and padding an answer.
 """
 
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from sao_lib.engines import Conversation, Engine, give_back, open_engine, seed_for
+from sao_lib.engines import Conversation, Engine, give_back, open_engine, seed_for, was_asked
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.files import Record, write_rows
@@ -73,10 +74,13 @@ class Instruments:
             give_back(self.__dict__.pop("engine"))
 
     def margins(self, name: str, triples: Sequence[Triple]) -> list[float]:
-        """Margins of one simple instrument (no `+`), one per triple; positive: the second answer is better."""
+        """Margins of one simple instrument (no `+`), one per triple; positive: the second answer is better.
+
+        NaN where it could not be asked.
+        """
         if name == "ranking":
             rows = llm_verdicts(self.engine, triples, self.ranking, True, self.seed)
-            return [-(row["margin"] or 0.0) for row in rows]
+            return [math.nan if row.get("reason") else -(row["margin"] or 0.0) for row in rows]
         if name == "alpaca_eval":
             return self._alpaca_eval(triples)
         if name in READINGS:
@@ -142,7 +146,7 @@ class Instruments:
         rows = [
             {"instrument": name, "instruction": x, "output": y, "score": score}
             for (name, x, y), score in self.scored.items()
-            if (x, y) in wanted
+            if (x, y) in wanted and was_asked(score)
         ]
         write_rows(file, rows)
 

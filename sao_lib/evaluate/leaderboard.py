@@ -20,6 +20,7 @@ import yaml
 from sao_lib.engines.models import attention_for
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
+from sao_lib.machine import has_gpu
 from sao_lib.progress import Progress, quiet
 from sao_lib.settings import ROOT, Leaderboard
 
@@ -157,7 +158,7 @@ def open_model(folder: Path, settings: Leaderboard, run_folder: Path) -> Any:
     import torch
     from transformers import AutoConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     if device == "cpu":
         torch.set_num_threads(settings.threads)
     return _shared_prompt_class(run_folder)(
@@ -189,7 +190,8 @@ def _shared_prompt_class(run_folder: Path) -> type[Any]:
                 choices = list(same)
                 fits = len(prompt) + max(len(choice) for _, _, choice in choices) <= self.max_length
                 self.shared, self.cache = (len(prompt) - 1 if fits else 0), None
-                scores += super()._loglikelihood_tokens(choices, disable_tqdm=True)
+                size = len(choices) if self.batch_size == "auto" else None  # else it would be looked for every time
+                scores += super()._loglikelihood_tokens(choices, disable_tqdm=True, override_bs=size)
                 progress.update(len(choices))
             return scores
 
@@ -209,7 +211,7 @@ def _free() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.empty_cache()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sao_lib.engines.models import attention_for
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, resume_rows
+from sao_lib.machine import has_gpu
 from sao_lib.progress import Progress, quiet
 from sao_lib.sources import load_rows
 
@@ -144,7 +145,7 @@ def load_model(folder: Path, settings: Any, log: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     if device == "cpu":
         torch.set_num_threads(settings.threads)
     config = AutoConfig.from_pretrained(folder)

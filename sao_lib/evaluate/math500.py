@@ -43,7 +43,13 @@ def answer(
         seeds = [seed_for(seed, p["unique_id"]) for p in part]
         out = engine.generate(requests, max_tokens, temperature, seeds)
         return [
-            {"unique_id": p["unique_id"], "output": c.text.strip(), "finished": c.finished, "tokens": c.tokens_out}
+            {
+                "unique_id": p["unique_id"],
+                "output": c.text.strip(),
+                "finished": c.finished,
+                "tokens": c.tokens_out,
+                **({"reason": c.reason} if c.reason else {}),
+            }
             for p, c in zip(part, out, strict=True)
         ]
 
@@ -105,14 +111,26 @@ def _bare(text: str) -> str:
 
 
 def grade(problems: Sequence[Record], answers: Sequence[Record]) -> list[Record]:
-    """Rows {unique_id, given, correct}, in the order of `problems`; `given` is the extracted answer or null."""
+    """Rows {unique_id, given, correct}, in the order of `problems`; `given` is the extracted answer or null.
+
+    `correct` is null where the model could not be asked.
+    """
     found = by_id(problems, answers, "unique_id", "math_answers.jsonl")
     given = [(p, extract(found[p["unique_id"]]["output"])) for p in problems]
-    return [{"unique_id": p["unique_id"], "given": g, "correct": is_correct(p["answer"], g)} for p, g in given]
+    return [
+        {"unique_id": p["unique_id"], "given": g,
+         "correct": None if found[p["unique_id"]].get("reason") else is_correct(p["answer"], g)}
+        for p, g in given
+    ]  # fmt: skip
 
 
 def score(rows: Sequence[Record]) -> dict[str, float | None]:
-    """{score, se, n, no_answer} of graded rows: percent correct with its binomial standard error; null without rows."""
+    """{score, se, n, no_answer} of graded rows: percent correct with its binomial standard error; null without rows.
+
+    Problems that the model could not be asked are left out, and counted as `left_out` where there are any.
+    """
+    asked = [row for row in rows if row["correct"] is not None]
+    left_out, rows = len(rows) - len(asked), asked
     n = len(rows)
     share = sum(row["correct"] for row in rows) / n if n else None
     return {
@@ -120,4 +138,5 @@ def score(rows: Sequence[Record]) -> dict[str, float | None]:
         "se": None if share is None else 100 * (share * (1 - share) / n) ** 0.5,
         "n": n,
         "no_answer": sum(row["given"] is None for row in rows),
+        **({"left_out": left_out} if left_out else {}),
     }

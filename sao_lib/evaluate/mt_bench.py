@@ -10,6 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from sao_lib.chunks import in_chunks
 from sao_lib.engines import Conversation, Engine, seed_for, user_turn
@@ -61,10 +62,14 @@ def load_questions(source: str, n: int) -> list[Record]:
 def answer(
     run: Run, engine: Engine, policy: Policy, questions: Sequence[Record], max_tokens: int, seed: int, chunk: int = 32
 ) -> list[Record]:
-    """Write mt_answers.jsonl, {question_id, category, turns: [answer 1, answer 2]}, for rows of question.jsonl."""
+    """Write mt_answers.jsonl, {question_id, category, turns: [answer 1, answer 2]}, for rows of question.jsonl.
+
+    A dialogue of which a turn could not be asked has a `reason` and is not graded.
+    """
 
     def make(part: Sequence[Record]) -> list[Record]:
-        first = _turn(engine, part, [user_turn(policy, q["turns"][0]) for q in part], max_tokens, seed, 1)
+        asked = [user_turn(policy, q["turns"][0]) for q in part]
+        first, refused = _turn(engine, part, asked, max_tokens, seed, 1)
         requests = [
             Conversation(
                 (
@@ -75,29 +80,34 @@ def answer(
             )
             for q, text in zip(part, first, strict=True)
         ]
-        second = _turn(engine, part, requests, max_tokens, seed, 2)
+        second, also = _turn(engine, part, requests, max_tokens, seed, 2)
         return [
-            {"question_id": q["question_id"], "category": q["category"], "turns": [a, b]}
-            for q, a, b in zip(part, first, second, strict=True)
-        ]
+            {"question_id": q["question_id"], "category": q["category"], "turns": [a, b],
+             **({"reason": why} if why else {})}
+            for q, a, b, why in zip(part, first, second, map(_either, refused, also), strict=True)
+        ]  # fmt: skip
 
     return in_chunks(run, "mt_answers.jsonl", questions, make, chunk)
 
 
 def _turn(
     engine: Engine, questions: Sequence[Record], requests: list[Conversation], max_tokens: int, seed: int, turn: int
-) -> list[str]:
-    """One answer a question, in one call of the engine for each temperature."""
+) -> tuple[list[str], list[str | None]]:
+    """One answer a question, in one call of the engine for each temperature; and why there is none."""
     places = defaultdict(list)
     for place, question in enumerate(questions):
         places[TEMPERATURES.get(question["category"], 0.0)].append(place)
-    texts = [""] * len(questions)
+    texts, reasons = [""] * len(questions), cast(list[str | None], [None] * len(questions))
     for temperature, group in places.items():
         seeds = [seed_for(seed, str(questions[i]["question_id"]), turn) for i in group]
         out = engine.generate([requests[i] for i in group], max_tokens, temperature, seeds)
         for i, completion in zip(group, out, strict=True):
-            texts[i] = completion.text.strip()
-    return texts
+            texts[i], reasons[i] = completion.text.strip(), completion.reason
+    return texts, reasons
+
+
+def _either(one: str | None, other: str | None) -> str | None:
+    return one or other
 
 
 def load_template(source: str) -> Record:
@@ -157,12 +167,13 @@ def rate(
     reading: str,
     seed: int,
     max_tokens: int = 2048,
-    chunk: int = 64,
+    chunk: int = 32,
     file: str = "mt_judgments.jsonl",
     turns: Sequence[int] = (1, 2),
 ) -> list[Record]:
     """Write `file`, {question_id, category, turn, score, text}, a row for each of `turns`; a failure is null.
 
+    `chunk` counts questions, of two turns each.
     Reading "text" parses what the judge writes at temperature 0, cut at `max_tokens` (FastChat: 2048); a text that was
     cut rates nothing. Reading "logprob", for judges too small to write a verdict, is the expected digit after the
     template's prefill, with text null; the scale then ends at 9.
@@ -171,21 +182,25 @@ def rate(
     most = 9 if reading == "logprob" else 10
 
     def make(part: Sequence[tuple[Record, int]]) -> list[Record]:
-        requests = [rating_request(template, q, own[q["question_id"]]["turns"], turn, most) for q, turn in part]
-        if reading == "logprob":
-            requests = [replace(request, prefill=template["prefill"]) for request in requests]
-            read = engine.label_logprobs(requests, DIGITS)
-            found: list[tuple[float | None, str | None]] = [(expected_digit(r, DIGITS), None) for r in read]
-        else:
-            seeds = [seed_for(seed, str(q["question_id"]), turn) for q, turn in part]
-            out = engine.generate(requests, max_tokens, 0.0, seeds)
-            found = [(parse_rating(c.text) if c.finished else None, c.text) for c in out]
+        there = [(q, turn) for q, turn in part if not own[q["question_id"]].get("reason")]
+        read = iter(graded(there) if there else [])
+        found = [(None, None) if own[q["question_id"]].get("reason") else next(read) for q, _ in part]
         return [
             {"question_id": q["question_id"], "category": q["category"], "turn": turn, "score": score, "text": text}
             for (q, turn), (score, text) in zip(part, found, strict=True)
         ]
 
-    return in_chunks(run, file, [(q, turn) for q in questions for turn in turns], make, chunk)
+    def graded(part: Sequence[tuple[Record, int]]) -> list[tuple[float | None, str | None]]:
+        requests = [rating_request(template, q, own[q["question_id"]]["turns"], turn, most) for q, turn in part]
+        if reading == "logprob":
+            requests = [replace(request, prefill=template["prefill"]) for request in requests]
+            read = engine.label_logprobs(requests, DIGITS)
+            return [(expected_digit(r, DIGITS), None) for r in read]
+        seeds = [seed_for(seed, str(q["question_id"]), turn) for q, turn in part]
+        out = engine.generate(requests, max_tokens, 0.0, seeds)
+        return [(parse_rating(c.text) if c.finished else None, c.text) for c in out]
+
+    return in_chunks(run, file, [(q, turn) for q in questions for turn in turns], make, 2 * chunk)
 
 
 def grader(run: Run, engine: Engine, template_file: str, reading: str, seed: int, max_tokens: int = 2048) -> Record:

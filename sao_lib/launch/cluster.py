@@ -14,13 +14,15 @@ import os
 import shutil
 import subprocess
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sao_lib.errors import SaoError
+from sao_lib.launch.keeper import kept
 from sao_lib.plan.chain import Planned
-from sao_lib.plan.groups import Group, on_a_card
+from sao_lib.plan.groups import Group, knows_one_card, on_a_card
 from sao_lib.runs import MANIFEST, OUTPUTS
 from sao_lib.settings import Machine
 
@@ -127,7 +129,8 @@ def threads(run: Planned, machine: Machine, cluster: str) -> int:
 
 def _need(run: Planned, machine: Machine, what: str) -> float:
     own = getattr(machine.stages.get(run.spec["stage"]), what, None)
-    return float(getattr(machine, what) if own is None else own)
+    need = float(getattr(machine, what) if own is None else own)
+    return min(need, 1.0) if what == "gpus" and knows_one_card(run) else need
 
 
 def note(job: Any, reason: str | None, again: bool = True) -> None:
@@ -166,9 +169,13 @@ def told(run: Planned, said: str) -> str:
 
 
 def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
-    """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes."""
+    """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes.
+
+    What it starts here ends with this process; what a cluster does, snakemake takes back when it is interrupted.
+    """
     said, began = "", time.time()
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=_environment()) as process:
+    start = partial(subprocess.Popen, text=True) if show else kept
+    with start(command, cwd=folder, stderr=subprocess.PIPE, env=_environment()) as process:
         assert process.stderr
         try:
             for line in process.stderr:

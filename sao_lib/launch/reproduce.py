@@ -8,7 +8,7 @@ from sao_lib.errors import SaoError
 from sao_lib.files import check_writable
 from sao_lib.launch import cards
 from sao_lib.launch import cluster as clusters
-from sao_lib.launch.graph import run_graph
+from sao_lib.launch.graph import jobs_at_once, run_graph
 from sao_lib.plan import cost, planning
 from sao_lib.plan.chain import models_of
 from sao_lib.plan.planning import Plan
@@ -38,7 +38,7 @@ def reproduce(
     check_writable(OUTPUTS / profile)
     if to_do and local:
         models.check_cache({model for run in to_do for model in models_of(run)})
-        _check_disk(to_do, _distinct(plans))
+        _check_disk(to_do, _distinct(plans), plans[0].base.machine)
     plans = _renewed(plans, fresh, again)
     failed: dict[str, str] = {}
     if any(not run.done for run in _distinct(plans)):
@@ -169,8 +169,8 @@ def _check_gpus(profile: str, machine: Machine) -> None:
         )
 
 
-def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned]) -> None:
-    need = cost.disk_needed(to_do, runs)
+def _check_disk(to_do: list[planning.Planned], runs: list[planning.Planned], machine: Machine) -> None:
+    need = cost.disk_needed(to_do, runs, jobs_at_once(machine)[0] if machine.gpus else 1)
     stat = os.statvfs(OUTPUTS)
     free = stat.f_bavail * stat.f_frsize / 2**30
     if free < need:

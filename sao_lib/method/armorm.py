@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
 
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
+from sao_lib.machine import has_gpu
 from sao_lib.progress import quiet
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
@@ -74,7 +75,7 @@ class ArmoRM:
     def __init__(self, folder: Path, log: Path) -> None:
         self.chat = Chat(folder)
         self.pattern = self.chat.text_ids(PROMPT_ENDS)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if has_gpu() else "cpu"
         with quiet(log):
             loaded: Any = GatedReward.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
         model, found = loaded

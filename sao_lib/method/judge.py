@@ -6,10 +6,10 @@ pairs are counted and left out, never given to a default side.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from sao_lib.chunks import in_chunks
-from sao_lib.engines import Conversation, Engine
+from sao_lib.engines import TOO_LONG, Conversation, Engine, was_asked
 from sao_lib.engines.chat import Message, fill_apart
 from sao_lib.errors import SaoError
 from sao_lib.files import write_rows
@@ -30,9 +30,10 @@ class Verdict(TypedDict):
 
     `odds_shown` and `odds_swapped` are the log-odds (nats) that they were read from, positive for response 1; null for
     text and where there are no orders. `margin` is positive for response 1: nats, a score difference, characters, or
-    null for text.
+    null for text. `reason` says why nothing was asked, where nothing was.
     """
 
+    reason: NotRequired[str]
     shown: int | None
     swapped: int | None
     odds_shown: float | None
@@ -80,23 +81,35 @@ def llm_verdicts(engine: Engine, pairs: Sequence[Pair], settings: Judge, both: b
         return [_from_odds(odds[i], -odds[i + 1] if both else None) for i in range(0, len(odds), step)]
     texts = engine.generate(requests, settings.max_tokens, 0.0, [seed] * len(requests))
     said = [parse_verdict(c.text) if c.finished else None for c in texts]  # one that was cut might have gone on
-    return [_from_text(said[i], said[i + 1] if both else None, both) for i in range(0, len(said), step)]
+    why = [next((c.reason for c in texts[i : i + step] if c.reason), None) for i in range(0, len(said), step)]
+    found = [_from_text(said[i], said[i + 1] if both else None, both) for i in range(0, len(said), step)]
+    return [undecided(reason) if reason else verdict for verdict, reason in zip(found, why, strict=True)]
 
 
 def sign(margin: float) -> int | None:
-    """The verdict of a margin; None within TOLERANCE of zero, where rounding alone would decide."""
-    return None if abs(margin) < TOLERANCE else 1 if margin > 0 else 2
+    """The verdict of a margin; None within TOLERANCE of zero, where rounding alone would decide, and for NaN."""
+    return None if abs(margin) < TOLERANCE or not was_asked(margin) else 1 if margin > 0 else 2
 
 
 def verdict_of(margin: float) -> Verdict:
     """The verdict of a source that has no orders: the sign of its margin."""
+    if not was_asked(margin):
+        return undecided(TOO_LONG)
     no_orders = {"shown": None, "swapped": None, "odds_shown": None, "odds_swapped": None}
     return {**no_orders, "margin": margin, "verdict": sign(margin)}  # type: ignore[typeddict-item]
+
+
+def undecided(reason: str) -> Verdict:
+    """The verdict on a pair about which nothing was asked."""
+    nothing = dict.fromkeys(("shown", "swapped", "odds_shown", "odds_swapped", "margin", "verdict"))
+    return {**nothing, "reason": reason}  # type: ignore[typeddict-item]
 
 
 def _from_odds(shown: float, other: float | None) -> Verdict:
     """From log-odds for response 1, when it is shown first and, if asked in both orders, when it is second."""
     margin = shown if other is None else (shown + other) / 2
+    if not was_asked(margin):
+        return undecided(TOO_LONG)
     return {
         "shown": sign(shown),
         "swapped": None if other is None else sign(other),
@@ -150,7 +163,9 @@ def preferences(
     kept = []
     for row, verdict in zip(rows, verdicts, strict=True):
         one, two = row["responses"]
-        if one["text"] == two["text"]:
+        if why := verdict.get("reason") or one.get("reason") or two.get("reason"):
+            left_out[why] = left_out.get(why, 0) + 1
+        elif one["text"] == two["text"]:
             left_out["identical"] += 1
         elif not one["text"] or not two["text"]:
             left_out["empty"] += 1

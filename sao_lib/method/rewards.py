@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sao_lib.engines.models import resolve
+from sao_lib.machine import has_gpu
 from sao_lib.progress import quiet
 
 RELEVANCE_MODEL = "embedded/all-minilm-l6-v2"
@@ -70,7 +71,7 @@ class SequenceClassifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "cuda" if has_gpu() else "cpu"
         with quiet(log):
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
         self.model = self.model.to(self.device).eval()

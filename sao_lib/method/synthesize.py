@@ -158,14 +158,19 @@ def make_prompts(run: Run, engine: Engine, settings: Synthesize, seed: int) -> l
         requests = [persona_request(template, row["persona"]) for row in part]
         seeds = [seed_for(seed, row["id"]) for row in part]
         out = engine.generate(requests, settings.max_prompt_tokens, settings.temperature, seeds)
-        texts = [ended(c.text, c.finished, template.get("stop")) for c in out]
-        prompts = [prompt_from(r.prefill + text) for r, (text, _) in zip(requests, texts, strict=True)]
-        return [
-            {**row, "prompt": prompt, "reason": reject_reason(prompt, finished, settings.max_words)}
-            for row, prompt, (_, finished) in zip(part, prompts, texts, strict=True)
-        ]
+        return [{**row, **_prompt(r, c, template, settings)} for row, r, c in zip(part, requests, out, strict=True)]
 
     return in_chunks(run, "prompts.jsonl", asked(settings, seed), make, settings.chunk)
+
+
+def _prompt(
+    request: Conversation, completion: Completion, template: dict[str, Any], settings: Synthesize
+) -> dict[str, Any]:
+    if completion.reason:
+        return {"prompt": "", "reason": completion.reason}
+    text, finished = ended(completion.text, completion.finished, template.get("stop"))
+    prompt = prompt_from(request.prefill + text)
+    return {"prompt": prompt, "reason": reject_reason(prompt, finished, settings.max_words)}
 
 
 def make_responses(
@@ -173,7 +178,7 @@ def make_responses(
 ) -> list[dict[str, Any]]:
     """Write responses.jsonl: {id, prompt, responses: [{text, finished, tokens}] * 2} for the first usable prompts.
 
-    `settings.pairs` says for how many; null: for all.
+    `settings.pairs` says for how many; null: for all. A response that could not be asked for is empty, with a `reason`.
     """
     answered = usable(prompts, settings)[: settings.pairs]
 
@@ -193,7 +198,8 @@ def make_responses(
 def _response(completion: Completion, sentences: int | None) -> dict[str, Any]:
     text, before = completion.text.strip(), first_sentences(completion.text.strip(), sentences)
     finished = completion.finished or before != text
-    return {"text": before, "finished": finished, "tokens": completion.tokens_out}
+    why = {"reason": completion.reason} if completion.reason else {}
+    return {"text": before, "finished": finished, "tokens": completion.tokens_out, **why}
 
 
 def first_sentences(text: str, most: int | None) -> str:

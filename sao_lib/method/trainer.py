@@ -22,13 +22,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import DPOConfig, DPOTrainer
-from trl.distributed import DistributedBackend
 
 from sao_lib.engines.models import attention_for, resolve
 from sao_lib.files import read_rows, write_atomic
+from sao_lib.machine import has_gpu
+from sao_lib.method.batches import SortedInSteps, lengths
 from sao_lib.method.callbacks import Curves, Samples, dashboards
 from sao_lib.method.logps import completion_logps
 from sao_lib.method.losses import loss_named, simpo_reward
+from sao_lib.method.saving import save
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT, Train
 
@@ -58,6 +60,13 @@ class PreferenceTrainer(DPOTrainer):
         if self.loss.needs_reference:
             return super()._precompute_ref_logps(dataset, *args)
         return dataset.map(lambda _: {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})  # no reference model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Sorted inside each step where anything waits for the longest of several rows, else as transformers'."""
+        p, rows = self.preference, train_dataset or self.train_dataset
+        if p.micro_batch * p.processes == 1:
+            return super()._get_train_sampler(train_dataset)
+        return SortedInSteps(lengths(rows), p.global_batch, self.args.data_seed or 0)
 
     def _prepare_input(self, data: Any) -> Any:
         """As transformers', which under DeepSpeed rounds floats to bf16: DPO's reference log p, off by up to a nat."""
@@ -96,7 +105,7 @@ def deepspeed_on_cpu() -> dict[str, Any]:
 
     Accelerate 1.15 makes a DeepSpeed state for GPUs alone, so on CPU we make it and the gloo group ourselves.
     """
-    if torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+    if has_gpu() or os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return {}
     os.environ["DS_ACCELERATOR"] = "cpu"  # before the import, which chooses the device
     import deepspeed
@@ -111,7 +120,7 @@ def deepspeed_on_cpu() -> dict[str, Any]:
 
 def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
     """TRL's arguments; under DeepSpeed they must exist before the model is loaded, which shards it on the way."""
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     return DPOConfig(
         output_dir=str(run.folder / "checkpoints"),
         beta=settings.beta,
@@ -246,39 +255,6 @@ def train(run: Run) -> None:
     if trainer.accelerator.is_main_process:
         write_atomic(run.folder / "held_out.json", json.dumps(margins))
     trainer.accelerator.wait_for_everyone()
-
-
-def save(trainer: PreferenceTrainer, target: Path, settings: Train) -> None:
-    """The trained model with its tokenizer, in `save_dtype`; adapters are merged into the weights."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    tokenizer: Any = trainer.processing_class
-    main, dtype = trainer.accelerator.is_main_process, getattr(torch, settings.save_dtype)
-    adapted = list(model.parameters()) if settings.lora_rank else []
-    with DistributedBackend(trainer.accelerator).gather_params(adapted):
-        model = model.merge_and_unload() if settings.lora_rank else model
-        weights = _weights(model, dtype, main, gathered=bool(settings.lora_rank))
-    if main:
-        model.save_pretrained(target, state_dict=weights)
-        tokenizer.save_pretrained(target)
-        config = json.loads((target / "config.json").read_text())
-        write_atomic(target / "config.json", json.dumps({**config, "dtype": settings.save_dtype}, indent=2))
-
-
-def _weights(model: Any, dtype: torch.dtype, main: bool, gathered: bool) -> dict[str, Tensor]:
-    """Every weight in `dtype` on the main process, rounded once from fp32; every process must call this.
-
-    DeepSpeed's own saving gives the bf16 copies that it computes with, whatever `save_dtype` asks for.
-    """
-    weights = {}
-    for name, parameter in model.named_parameters():
-        whole = parameter.detach()
-        if hasattr(parameter, "ds_id") and not gathered:
-            from deepspeed.utils import safe_get_full_fp32_param
-
-            whole = safe_get_full_fp32_param(parameter)
-        if main:
-            weights[name] = whole.to("cpu", dtype, copy=True)
-    return weights
 
 
 def main(folder: str) -> None:

@@ -6,7 +6,7 @@ Everything comes from the parameters (`workload`) and params/rates.yaml.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from sao_lib.errors import SaoError
 from sao_lib.machine import cores
 from sao_lib.plan import layers, planning
 from sao_lib.plan.chain import Planned
-from sao_lib.plan.groups import groups, on_a_card
+from sao_lib.plan.groups import groups, knows_one_card, on_a_card
 from sao_lib.plan.planning import Plan
 from sao_lib.plan.workload import Ask, Runs, asks, rates, trained_pairs
 from sao_lib.progress import clock
@@ -24,8 +24,9 @@ from sao_lib.settings import NOTEBOOKS, Machine
 API = "openai/"
 BYTES_PER_TOKEN = 12  # of text in the rows and the executed notebook that show it
 NOTEBOOK_GIB = 0.0005
-BF16, OPTIMISER = 2, 12  # bytes a parameter: weights as saved; fp32 weights and Adam's two moments in a checkpoint
-CHECKPOINTS = 2  # save_total_limit of the trainer
+# Bytes a parameter: weights as saved; in a checkpoint fp32 weights, Adam's two moments and bf16 weights.
+BF16, CHECKPOINT = 2, 14
+CHECKPOINTS = 3  # the trainer keeps two, and writes the next before it deletes the oldest
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def estimate(run: Planned, planned: Runs, device: Device | None = None, first: b
     `first`: it starts its process and engine; else they are there, and the engine takes other weights.
     """
     device = device or devices_of(run.spec["profile"])[0]
+    device = replace(device, count=1) if knows_one_card(run) else device
     wanted = asks(run, planned)
     over = device.entry["overhead"] if first else {**device.entry["overhead"], **device.entry["overhead"]["again"]}
     fixed = over["run"] + over.get(run.spec["stage"], 0)
@@ -152,26 +154,37 @@ def _dollars(ask: Ask) -> float:
 
 
 def _weights_gib(run: Planned, planned: Runs) -> float:
-    """What a training leaves on disk: the model, and its checkpoints where it keeps some."""
+    """What a training leaves on disk: the model. Its checkpoints go when that is whole."""
     if run.spec["stage"] != "train":
         return 0.0
     train = run.spec["params"]["train"]
     saved = BF16 if train["save_dtype"] == "bfloat16" else 2 * BF16
+    return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * saved / 2**30
+
+
+def checkpoints_gib(run: Planned, planned: Runs) -> float:
+    """What a training has on disk beside its model while it runs; 0 for other stages and where it keeps none."""
+    if run.spec["stage"] != "train" or not (every := run.spec["params"]["train"]["save_steps"]):
+        return 0.0
+    train = run.spec["params"]["train"]
     steps = trained_pairs(run, planned) * train["epochs"] / train["global_batch"]
-    every = train["save_steps"]  # and once more at the end
-    kept = OPTIMISER * min(CHECKPOINTS, math.ceil(steps / every)) if every else 0
-    return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * (saved + kept) / 2**30
+    count = min(CHECKPOINTS, math.ceil(steps / every))  # one more at the end
+    return _billions(run.spec["params"]["policy"]["model"]) * 1e9 * CHECKPOINT * count / 2**30
 
 
-def disk_needed(to_do: Sequence[Planned], runs: Sequence[Planned]) -> float:
-    """GiB that `to_do`, some of `runs`, will write; trainings of a model of unknown size are left out."""
-    planned, total = {run.folder: run for run in runs}, 0.0
+def disk_needed(to_do: Sequence[Planned], runs: Sequence[Planned], jobs: int = 1) -> float:
+    """GiB that `to_do`, some of `runs`, will need at once at most, with `jobs` trainings at a time.
+
+    Trainings of a model of unknown size are left out.
+    """
+    planned, total, passing = {run.folder: run for run in runs}, 0.0, []
     for run in to_do:
         try:
             total += estimate(run, planned).disk_gib
+            passing.append(checkpoints_gib(run, planned))
         except SaoError:
             continue
-    return total
+    return total + sum(sorted(passing)[-jobs:])
 
 
 def over_cap(runs: Iterable[Planned], planned: Runs) -> str | None:
@@ -251,6 +264,8 @@ def _summary(plan: Plan, runs: list[Planned]) -> list[str]:
         each = estimates(runs, plan.base.machine, device)
         hours = sum(each[run.folder].device_hours for run in to_do)
         lines.append(_clock_and_rent(device, hours, plan.base.machine))
+    if passing := max((checkpoints_gib(run, planned) for run in to_do), default=0.0):
+        lines.append(f"Disk is what stays. A training's checkpoints take up to {passing:,.0f} GiB more while it runs.")
     if took := _took([run for run in runs if run.done], costs, devices[0], unit):
         lines.append(took)
     if hub := _hub_models(to_do, planned):

@@ -92,6 +92,12 @@ def on_a_card(run: Planned) -> bool:
     return trained or not model_of(run).startswith(("openai/", RELEVANCE_MODEL))
 
 
+def knows_one_card(run: Planned) -> bool:
+    """Whether the run's work is on one card, however many its profile has: a reward model's, and lm-eval's."""
+    stage, p = run.spec["stage"], run.spec["params"]
+    return bool(stage == "leaderboard" or (stage == "judge" and SOURCES[p["judge"]["source"]].opens == "reward model"))
+
+
 def launched(train: Mapping[str, Any], machine: Machine) -> bool:
     """Whether a training is started by a launcher, in processes of its own, and not by the notebook's."""
     return bool(machine.gpus or train["processes"] > 1 or train["deepspeed"])

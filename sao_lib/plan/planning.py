@@ -18,7 +18,7 @@ from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers, relations
 from sao_lib.plan.chain import Planned, Row, built, models_of, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
-from sao_lib.runs import MANIFEST, identity, load, outdated
+from sao_lib.runs import DECIDES_NOTHING, MANIFEST, identity, load, outdated
 from sao_lib.settings import Settings
 
 LONGEST = 60  # characters of assignments in a folder's name
@@ -110,7 +110,7 @@ def _table(plan: Plan, runs: list[Planned], inputs: dict[str, str]) -> Planned:
 def _decides(assignment: str) -> bool:
     """Whether a result can depend on it: what may be spent and how the machine is used make no other table."""
     key = assignment.partition("=")[0]
-    return not key.startswith("machine") and not key.endswith("max_usd")
+    return not key.startswith("machine") and key.rpartition(".")[2] not in DECIDES_NOTHING
 
 
 def _variant(assignments: tuple[str, ...]) -> str:

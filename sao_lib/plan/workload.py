@@ -27,6 +27,7 @@ SECTIONS = ("dated", "api", "api_speed", "profiles", "devices", "parameters", "l
 METRICS = 5  # ratings of a response
 SHARED_ANSWERS = 0.55  # a question's labelled pairs share the good answer, which is scored once
 LABELLED = 60  # tokens of a labelled answer
+AUTO_BATCH = 32  # answers of GSM8K that lm-eval finds to fit one card of 80 GB; assumed, at most 64
 SCORED = 0.5  # pointwise, the reference's answer has its score already
 
 Params = dict[str, Any]
@@ -254,7 +255,7 @@ def _leaderboard(p: Params, run: Planned, planned: Runs) -> list[Ask]:
         n = min(n, (settings["limit"] or math.inf) * task.get("subjects", 1))
         read += n * task["tokens"]
         generated += n * expected("verdict", settings["max_gen_toks"]) if name == "gsm8k" else 0
-    steps = generated / settings["batch_size"]
+    steps = generated / (AUTO_BATCH if settings["batch_size"] == "auto" else settings["batch_size"])
     return [Ask(p["policy"]["model"], 0, read, 0, steps=steps, starts="transformers")]
 
 

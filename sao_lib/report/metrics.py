@@ -58,12 +58,11 @@ def _mean(runs: list[Values]) -> Values:
 
 
 def _annotated(value: Callable[[Record], float | None]) -> Callable[[TableRow], Values | None]:
-    """Of each annotation of the evaluation, by instruction; None where one has no such value."""
+    """Of each annotation of the evaluation that has such a value, by instruction; None where none has."""
 
     def values(row: TableRow) -> Values | None:
         found = {(a["instruction"], ""): value(a) for a in row.annotations}
-        kept = {key: v for key, v in found.items() if v is not None}
-        return kept if len(kept) == len(found) else None
+        return {key: v for key, v in found.items() if v is not None} or None
 
     return values
 

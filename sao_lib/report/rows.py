@@ -58,8 +58,9 @@ class TableRow:
 
     @cached_property
     def annotations(self) -> list[dict[str, Any]]:
-        """alpaca_eval's annotations, empty where this row has none."""
-        return self.run("evaluate").rows("annotations.jsonl") if self.has("evaluate") else []
+        """alpaca_eval's annotations with a preference, empty where this row has none."""
+        found = self.run("evaluate").rows("annotations.jsonl") if self.has("evaluate") else []
+        return [a for a in found if a["preference"] is not None]
 
     @property
     def answers(self) -> list[dict[str, Any]]:
