@@ -4,8 +4,8 @@ SET ?=
 CLUSTER ?= local
 FRESH ?=
 OPTIONS = --profile $(PROFILE) $(if $(SET),--set $(SET))
-# Profile cpu and the tests have an environment of their own; to plan or to report, either will do.
-STAMP := $(if $(filter cpu,$(PROFILE)),.venv,.venv-gpu)/.installed
+# Profiles cpu and cpu-long and the tests have an environment of their own; to plan or to report, either will do.
+STAMP := $(if $(filter cpu cpu-long,$(PROFILE)),.venv,.venv-gpu)/.installed
 EITHER := $(firstword $(wildcard $(STAMP) .venv/.installed .venv-gpu/.installed) .venv/.installed)
 python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
@@ -17,7 +17,7 @@ SAO = $(python) -m sao_lib
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{sub(/%/, "TABLE", $$1); printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST) 
 	@echo
-	@echo "  PROFILE=cpu (default), gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
+	@echo "  PROFILE=cpu (default), cpu-long, gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
 	@echo "  FRESH=stale makes again what other code made, FRESH=all everything of the table."
 	@echo "  CLUSTER=local (default), slurm or kubernetes says where reproduce-TABLE runs."
 	@echo "  TABLE is one of: all $(patsubst params/experiments/%.yaml,%,$(wildcard params/experiments/*.yaml))."
@@ -35,7 +35,7 @@ setup: $(STAMP)  ## Create .venv, or for another profile than cpu .venv-gpu, wit
 doctor: $(EITHER)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
 	@$(SAO) doctor
 
-reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; gpu, paper: not measured
+reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; cpu-long: an evening a table; gpu, paper: not measured
 	@$(SAO) reproduce $* --cluster $(CLUSTER) $(if $(FRESH),--fresh $(FRESH)) $(OPTIONS)
 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds

@@ -15,7 +15,7 @@ from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, ROOT
 
-NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}
+NEED_DISK_GIB = {"cpu": 12, "cpu-long": 24, "gpu-small": 40, "gpu": 200, "paper": 1500}
 
 
 def doctor() -> None:

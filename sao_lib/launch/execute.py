@@ -14,7 +14,7 @@ from sao_lib.files import append_rows
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
 from sao_lib.runs import BEGUN, LOCK, MANIFEST, OUTPUTS, PENDING, Run
-from sao_lib.settings import NOTEBOOKS, ROOT
+from sao_lib.settings import ROOT, notebook_of
 
 
 def execute(folder: Path, kernel: Kernel, label: str = "") -> None:
@@ -47,7 +47,7 @@ def _papermill(run: Run, kernel: Kernel) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
+    notebook = ROOT / "notebooks" / f"{notebook_of(run.spec)}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / "notebook.ipynb"
     (run.folder / PENDING).unlink(missing_ok=True)
     try:

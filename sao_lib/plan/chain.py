@@ -218,7 +218,8 @@ class Chain:
         files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
         files += [] if "calibration" in inputs else [LABELLED, ECHOES]
         files += [evaluate.answers] if evaluate.answers else []
-        params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
+        asked = evaluate.model_dump(exclude=None if evaluate.second else {"second"})  # without one, as it always was
+        params = {"seed": self.base.seed, **model, "evaluate": asked}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
     def _calibration(self, evaluate: Evaluate) -> Planned:
