@@ -39,7 +39,7 @@ Reading = Literal[
 
 def notebook_of(spec: dict[str, Any]) -> str:
     """The notebook that a run is executed by: its stage's, or for a table the one that its experiment names."""
-    return str(spec["params"].get("notebook") or NOTEBOOKS[spec["stage"]])
+    return str(spec.get("params", {}).get("notebook") or NOTEBOOKS[spec["stage"]])
 
 
 class Strict(BaseModel):

@@ -245,7 +245,7 @@ class Chain:
     def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
         params = {"seed": self.base.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
-                  "evaluate": s.evaluate.model_dump()}  # fmt: skip
+                  "evaluate": s.evaluate.model_dump(exclude={"second"})}  # fmt: skip
         b = s.chat_benchmarks
         files = [
             LABELLED,

@@ -136,6 +136,7 @@ def line(rows: TableRows, asked: Figure) -> Any:
     """Win rates along sizes or iterations, the paper's points at its own places; one panel for what there is."""
     plt, _, colours = _style()
     metrics = [m for m in asked.metrics if any(r.printed.get(m) is not None or _measured(r, m) for r in rows.values())]
+    metrics = metrics or asked.metrics
     count = len(metrics)
     picture, [panels] = plt.subplots(1, count, figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, metric in zip(panels, metrics, strict=True):
