@@ -31,7 +31,7 @@ SAO = $(python) -m sao_lib
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{sub(/%/, "TABLE", $$1); printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST) 
 	@echo
-	@echo "  PROFILE=cpu (default), gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
+	@echo "  PROFILE=cpu (default), cpu-long, gpu-small, gpu or paper; SET=\"train.learning_rate=1e-5 seed=7\" changes parameters."
 	@echo "  FRESH=stale makes again what other code made, FRESH=all everything of the table."
 	@echo "  VENV=active uses the environment that is active, e.g. conda's, and installs nothing."
 	@echo "  CLUSTER=local (default), slurm or kubernetes says where reproduce-TABLE runs."
@@ -50,7 +50,7 @@ setup: $(STAMP)  ## Create .venv, or for another profile than cpu .venv-gpu, wit
 doctor: $(EITHER)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
 	@$(SAO) doctor --profile="$$PROFILE"
 
-reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; gpu, paper: not measured
+reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; cpu: under 20 minutes, all under 90; cpu-long: an evening a table; gpu, paper: not measured
 	@$(SAO) reproduce --profile="$$PROFILE" --changes="$$SET" --cluster="$$CLUSTER" --fresh="$$FRESH" -- "$$TABLE"
 
 fetch: $(EITHER)  ## Models and data of a PROFILE, or of its TABLE=table6 alone, before any card is held; resumes

@@ -1,6 +1,6 @@
 """What made a result: versions, hardware, the git commit, and a digest of the code itself.
 
-The digest is one for every part: the code cells of the stage's notebook, and each module of `sao_lib` that they
+The digest is one for every part: the code cells of the run's notebook, and each module of `sao_lib` that they
 reach by imports. Comments, docstrings and prose do not count, so rewording makes no finished run another one.
 """
 
@@ -26,9 +26,12 @@ Code = dict[str, str]  # part, relative to the repository -> digest
 
 
 def code_of(stage: str, root: Path = ROOT) -> Code:
-    """Digests of all code that decides what a run of `stage` gives, {path in the repository: 12 hexadecimal digits}."""
+    """Digests of all code that decides what a run of `stage` gives, {path in the repository: 12 hexadecimal digits}.
+
+    A table whose experiment names a notebook of its own is named by that.
+    """
     parts: Code = {}
-    to_read = [root / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"]
+    to_read = [root / "notebooks" / f"{NOTEBOOKS.get(stage, stage)}.ipynb"]
     while to_read:
         path = to_read.pop()
         name = path.relative_to(root).as_posix()

@@ -23,7 +23,7 @@ from sao_lib import hub, provenance, writers
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, file_digest, read_rows, write_atomic
 from sao_lib.progress import TOKENS
-from sao_lib.settings import ROOT
+from sao_lib.settings import NOTEBOOKS, ROOT, notebook_of
 
 OUTPUTS = Path(os.path.expanduser(os.environ.get("SAO_OUTPUTS") or ROOT / "outputs")).absolute()
 MANIFEST = "run.json"
@@ -85,8 +85,8 @@ class Run:
 
     def _begin(self) -> None:
         """Note the code that makes this run; rows that another state of it left here are not forgotten."""
-        if self.spec["stage"] in provenance.NOTEBOOKS:
-            file, now = self.folder / BEGUN, provenance.code_of(self.spec["stage"])
+        if self.spec["stage"] in NOTEBOOKS:
+            file, now = self.folder / BEGUN, provenance.code_of(notebook_of(self.spec))
             left = any(p.name != BEGUN and (p.suffix == ".jsonl" or p.is_dir()) for p in self.folder.iterdir())
             begun = json.loads(file.read_text()) if file.is_file() and left else None
             if begun is None or provenance.changed(begun, now):
@@ -207,7 +207,7 @@ def outdated(folder: Path) -> list[str]:
     """What has changed since the finished run in `folder` was made: parts of its code, and runs that it read."""
     manifest = json.loads((folder / MANIFEST).read_text())
     spec = manifest["spec"]
-    reasons = provenance.changed(manifest.get("code"), provenance.code_of(spec["stage"]))
+    reasons = provenance.changed(manifest.get("code"), provenance.code_of(notebook_of(spec)))
     made_from = manifest.get("made_from", {})
     return reasons + [f"its input {name}" for role, name in spec["inputs"].items()
                       if made_from.get(role) != result_digest(OUTPUTS / name)]  # fmt: skip

@@ -45,9 +45,17 @@ NOTEBOOKS: dict[str, str] = {
 }
 
 
-LATER: JsonDict = {
-    "later": True
-}  # of a parameter that came when results were there: at its default it is not written down
+# Of a parameter that came when results were there: at its default it is not written down.
+LATER: JsonDict = {"later": True}
+
+Reading = Literal[
+    "likelihood", "reverse", "reverse_added", "relevance", "relevance_added", "relevance_new", "added_new"
+]  # method.readings
+
+
+def notebook_of(spec: dict[str, Any]) -> str:
+    """The notebook that a run is executed by: its stage's, or for a table the one that its experiment names."""
+    return str(spec.get("params", {}).get("notebook") or NOTEBOOKS[spec["stage"]])
 
 
 class Strict(BaseModel):
@@ -222,7 +230,9 @@ class Answer(Strict):
 class Evaluate(Answer):
     """The answers' judge and what is made of its verdicts.
 
-    `answers` is a file in alpaca_eval's format with the answers of a model that does not run here.
+    `answers` is a file in alpaca_eval's format with the answers of a model that does not run here. `second` is a
+    reading of another kind than the judge's, whose opinion of the same answers is kept beside: what a policy gains by
+    the measure that labelled its data need not be a gain by another.
     """
 
     answers: str | None = None
@@ -233,6 +243,7 @@ class Evaluate(Answer):
         default="params/templates/ranking_small.yaml", description="of the instrument `ranking`"
     )
     judges: list[str] = Field(min_length=1)
+    second: Reading | None = Field(default=None, description="null: no second opinion")
     verdict: Literal["discrete", "weighted"] = "discrete"
     labelled_questions: int = Field(ge=0)
     length_term: Literal["alpaca_eval"] | None = Field(

@@ -67,6 +67,45 @@ def test_wins_and_margins_against_the_untrained_model_come_from_the_same_annotat
     assert set(alpaca_eval.against_untrained([annotation(2.0)] * 4).values()) == {None}
 
 
+class FakeInstruments:
+    """Fake: the judge likes longer answers, every other reading shorter ones."""
+
+    def judged(self, calibration: Any, triples: Any) -> list[float]:
+        return [float(len(b) - len(a)) for _, a, b in triples]
+
+    def margins(self, name: str, triples: Any) -> list[float]:
+        assert name == "reverse_added"
+        return [float(len(a) - len(b)) for _, a, b in triples]
+
+
+def test_a_second_reading_reads_the_same_answers_beside_the_judge(make_run: Any, cpu: Settings) -> None:
+    answers = [{"instruction": f"q{n}", "output": "b" * (n + 2), "generator": "model"} for n in range(4)]
+    before = [{**a, "output": "bb"} for a in answers]
+    reference = [{**a, "output": "aaa", "generator": "reference"} for a in answers]
+    settings = cpu.evaluate.model_copy(update={"second": "reverse_added"})
+    rows = alpaca_eval.annotate(
+        make_run(),
+        FakeInstruments(),
+        {"chosen": "x"},
+        answers,
+        reference,
+        settings,
+        before,  # type: ignore[arg-type]
+    )
+    assert [r["margin_untrained"] for r in rows] == [0, 1, 2, 3]
+    assert [r["second_untrained"] for r in rows] == [0, -1, -2, -3]
+    assert [r["second"] for r in rows] == [1, 0, -1, -2]
+    assert alpaca_eval.against_untrained(rows, "second_untrained")["direct"] == 12.5
+    assert alpaca_eval.against_untrained(rows)["direct"] == 87.5
+
+
+def test_without_a_second_reading_none_is_asked(make_run: Any, cpu: Settings) -> None:
+    answers = [{"instruction": f"q{n}", "output": "b" * n, "generator": "model"} for n in range(2, 5)]
+    rows = alpaca_eval.annotate(make_run(), FakeInstruments(), {"chosen": "x"}, answers, answers, cpu.evaluate)  # type: ignore[arg-type]
+    assert {r["second"] for r in rows} == {r["second_untrained"] for r in rows} == {None}
+    assert set(alpaca_eval.against_untrained(rows, "second_untrained").values()) == {None}
+
+
 def test_chat_set_is_in_alpaca_evals_format() -> None:
     rows = json.loads((ROOT / "params" / "data" / "chat.json").read_text())
     assert len(rows) >= 64

@@ -98,6 +98,8 @@ MISTAKES = [
     (claim("self.f1 > length.f1"), "there is no claim metric 'f1'; there are: wr"),
     (claim("self.math500 > 50"), "the row self does not run math500, which math500 needs"),
     ({"rows": {**WHOLE["rows"], "coin": {"label": "Coin", "control": "placebo"}}}, "coin is a control, but no claim"),
+    ({"notebook": "99_none"}, "its notebook '99_none' is none of notebooks/"),
+    (claim("self.wr > length.wr", otherwise="So what."), "says `otherwise`, which is for claims that name a control"),
     (row(control="plaxebo"), "Key 'rows.self.control'"),
     ({"replicates": 0}, "Key 'replicates"),
     ({"replicates": {"laptop": 2}}, "replicates has 'laptop', which is no profile; there are: cpu"),

@@ -171,7 +171,7 @@ def test_a_failing_run_leaves_its_sentence_and_its_notebook(tmp_path: Path) -> N
     assert len(started(tmp_path)) >= 3  # what could be done was done
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS.values())
+@pytest.mark.parametrize("name", [*NOTEBOOKS.values(), "11_dose"])
 def test_committed_notebooks_are_stripped_and_their_cells_short(name: str) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     code = [c for c in notebook.cells if c.cell_type == "code"]

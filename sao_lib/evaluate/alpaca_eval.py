@@ -1,7 +1,8 @@
 """AlpacaEval 2: answers in its format, pairwise verdicts, and win rates computed by the alpaca-eval package."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -92,13 +93,20 @@ def annotate(
     `preference` is 1 for the reference, 2 for the model and 1.5 for a tie where verdicts are discrete, as the
     paper's open judges'; weighted it is 1 + p(model). An empty answer loses. `margin` is the instrument's, positive
     for the model; `margin_untrained` likewise against `untrained`, the answers of the model before it was trained,
-    null without them. Where the model or the judge could not be asked, `preference` and `margin` are null.
+    null without them. `second` and `second_untrained` are those margins by `settings.second`, which are null without.
+    Where the model or the judge could not be asked, `preference` and `margin` are null.
     """
     before: Sequence[Any] = [None] * len(answers) if untrained is None else untrained
+    judge = partial(instruments.judged, calibration)
+    other = partial(instruments.margins, settings.second) if settings.second else None
 
     def make(part: Sequence[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
-        margins = _margins(instruments, calibration, [(r, m) for r, m, _ in part])
-        gains = _margins(instruments, calibration, [(u, m) for _, m, u in part]) if untrained else [None] * len(part)
+        nothing: list[Any] = [None] * len(part)
+        to_reference, to_untrained = [(r, m) for r, m, _ in part], [(u, m) for _, m, u in part]
+        margins = _margins(judge, to_reference)
+        gains = _margins(judge, to_untrained) if untrained else nothing
+        second = _margins(other, to_reference) if other else nothing
+        second_gains = _margins(other, to_untrained) if other and untrained else nothing
         return [
             {
                 "instruction": m["instruction"],
@@ -110,8 +118,12 @@ def annotate(
                 "preference": None if margin is None else preference(margin, settings.verdict),
                 "margin": margin,
                 "margin_untrained": gain,
+                "second": second_margin,
+                "second_untrained": second_gain,
             }
-            for (r, m, _), margin, gain in zip(part, margins, gains, strict=True)
+            for (r, m, _), margin, gain, second_margin, second_gain in zip(
+                part, margins, gains, second, second_gains, strict=True
+            )
         ]
 
     return in_chunks(run, "annotations.jsonl", list(zip(reference, answers, before, strict=True)), make, settings.chunk)
@@ -125,15 +137,15 @@ def preference(margin: float, verdict: str) -> float:
 
 
 def _margins(
-    instruments: Instruments, calibration: dict[str, Any], part: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+    read: Callable[[Sequence[Triple]], list[float]], part: Sequence[tuple[dict[str, Any], dict[str, Any]]]
 ) -> list[float | None]:
-    """The chosen instrument's margins; equal answers are ties and are not asked, an empty answer loses.
+    """An instrument's margins; equal answers are ties and are not asked, an empty answer loses.
 
     None for an answer that could not be asked for and where the judge could not be asked.
     """
     different = [(r, m) for r, m in part if r["output"] != m["output"] and r["output"] and m["output"]]
     triples: list[Triple] = [(m["instruction"], r["output"], m["output"]) for r, m in different]
-    found = dict(zip(triples, instruments.judged(calibration, triples), strict=True)) if triples else {}
+    found = dict(zip(triples, read(triples), strict=True)) if triples else {}
     margins = [
         found.get((m["instruction"], r["output"], m["output"]), 100.0 * (bool(m["output"]) - bool(r["output"])))
         for r, m in part
@@ -185,18 +197,20 @@ def _length_controlled(frame: Any, wr: float, se: float) -> tuple[float, float]:
     return float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
 
 
-def against_untrained(annotations: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def against_untrained(
+    annotations: Sequence[dict[str, Any]], margin: str = "margin_untrained"
+) -> dict[str, float | None]:
     """{direct, direct_se, margin, margin_se}: wins against the untrained model's answers to the same instructions.
 
     `direct` is percent, a tie counting one half; `margin` is the mean margin in the instrument's unit. All null where
-    annotations hold no `margin_untrained`. Standard errors are of the mean over instructions.
+    annotations hold no such `margin`. Standard errors are of the mean over instructions.
     """
-    margins = [a["margin_untrained"] for a in annotations if a.get("margin_untrained") is not None]
+    margins = [a[margin] for a in annotations if a.get(margin) is not None]
     if len(margins) < 2:
         return {"direct": None, "direct_se": None, "margin": None, "margin_se": None}
     wins = [100 * (preference(m, "discrete") - 1) for m in margins]
-    (direct, direct_se), (margin, margin_se) = ((fmean(v), stdev(v) / len(v) ** 0.5) for v in (wins, margins))
-    return {"direct": direct, "direct_se": direct_se, "margin": margin, "margin_se": margin_se}
+    (direct, direct_se), (mean, mean_se) = ((fmean(v), stdev(v) / len(v) ** 0.5) for v in (wins, margins))
+    return {"direct": direct, "direct_se": direct_se, "margin": mean, "margin_se": mean_se}
 
 
 def mean_length(rows: Sequence[dict[str, Any]]) -> float:

@@ -59,6 +59,19 @@ def calibrate(
     }
 
 
+def opinion(
+    instruments: Instruments, name: str, pairs: Sequence[LabelledPair], echoes: Sequence[LabelledPair]
+) -> dict[str, Any]:
+    """What a second reading, which decides nothing and is not refused, does on the same labelled pairs.
+
+    {name, agreement, se, pairs, parrot, parrot_pairs, by_hand, by_hand_pairs}, each as in `calibrate`.
+    """
+    found = _Measured(instruments, [name], pairs)
+    share, own = found.share(name), {**found.candidate(name, ()), **found.by_hand(name, echoes)}
+    kept = {key: own[key] for key in ("parrot", "parrot_pairs", "by_hand", "by_hand_pairs")}
+    return {"name": name, "agreement": share["agreement"], "se": share["se"], "pairs": share["n"], **kept}
+
+
 def _refusal(name: str, candidate: dict[str, Any]) -> str | None:
     """Why a candidate is refused, in a sentence; None if no parrot beats it, or labelled pairs are too few to tell."""
     if candidate["parrot_pairs"] < FEWEST_ECHOES:

@@ -16,7 +16,7 @@ from sao_lib.launch import cards
 from sao_lib.plan import layers
 from sao_lib.settings import PARAMS, ROOT, profile_file
 
-NEED_DISK_GIB = {"cpu": 12, "gpu-small": 40, "gpu": 200, "paper": 1500}
+NEED_DISK_GIB = {"cpu": 12, "cpu-long": 24, "gpu-small": 40, "gpu": 200, "paper": 1500}
 
 
 def doctor(asked: str = "cpu") -> None:

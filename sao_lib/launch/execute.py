@@ -15,7 +15,7 @@ from sao_lib.files import append_rows, write_atomic
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
 from sao_lib.runs import LOCK, MANIFEST, NOTEBOOK, OUTPUTS, PENDING, Run, clear, conclude
-from sao_lib.settings import NOTEBOOKS, ROOT
+from sao_lib.settings import ROOT, notebook_of
 
 
 def execute(folder: Path, kernel: Kernel, label: str = "") -> None:
@@ -49,7 +49,7 @@ def _papermill(run: Run, kernel: Kernel) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    notebook = ROOT / "notebooks" / f"{NOTEBOOKS[run.spec['stage']]}.ipynb"
+    notebook = ROOT / "notebooks" / f"{notebook_of(run.spec)}.ipynb"
     scratch, final = run.folder / "notebook.tmp.ipynb", run.folder / NOTEBOOK
     try:
         papermill.execute_notebook(

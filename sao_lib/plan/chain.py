@@ -224,7 +224,8 @@ class Chain:
         files += [] if evaluate.judge_model else [model["policy"]["chat_template"]]
         files += [] if "calibration" in inputs else [LABELLED, ECHOES]
         files += [evaluate.answers] if evaluate.answers else []
-        params = {"seed": self.base.seed, **model, "evaluate": evaluate.model_dump()}
+        asked = evaluate.model_dump(exclude=None if evaluate.second else {"second"})  # without one, as it always was
+        params = {"seed": self.base.seed, **model, "evaluate": asked}
         return self._add("evaluate", f"{name}{by(evaluate, self.base)}", params, inputs, files)
 
     def _calibration(self, evaluate: Evaluate) -> Planned:
@@ -250,7 +251,7 @@ class Chain:
     def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
         params = {"seed": self.base.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
-                  "evaluate": s.evaluate.model_dump()}  # fmt: skip
+                  "evaluate": s.evaluate.model_dump(exclude={"second"})}  # fmt: skip
         b = s.chat_benchmarks
         files = [
             LABELLED,

@@ -38,6 +38,7 @@ class Claim(Strict):
 
     `within`: what counts as equal for ≈, in the metric's unit. `of`: the rows that max and min look at; none: all of
     the table. `printed`: the paper's cells `table/row/column` for the two sides, where they are not the rows' own.
+    `otherwise`: of a control, what its failure means, said above everything.
     """
 
     sentence: str
@@ -46,6 +47,7 @@ class Claim(Strict):
     within: float | None = Field(default=None, gt=0)
     of: list[str] = []
     printed: list[str] = []
+    otherwise: str | None = None
 
     @model_validator(mode="after")
     def _form(self) -> "Claim":

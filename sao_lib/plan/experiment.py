@@ -15,7 +15,7 @@ from pydantic import (
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
-from sao_lib.settings import PARAMS, Settings, Stage, Strict, experiment_file, read_yaml
+from sao_lib.settings import PARAMS, ROOT, Settings, Stage, Strict, experiment_file, read_yaml
 
 Control = Literal["placebo", "positive"]  # a row whose claims are known: undecided, supported
 
@@ -86,10 +86,10 @@ class Figure(Strict):
 class Experiment(Strict):
     """One table or figure. `ours`: it is not in the paper, and `reproduce-all` leaves it out.
 
-    `columns` are names of report.columns; or `table` names a table of texts in report.texts. `settings` are parameters
-    by profile. `replicates` are the runs of each trained row, for every profile or by profile (else as `settings` and
-    the profile say); a row may say its own. `printed_in` names the paper's table whose numbers stand beside ours where
-    it is not this one.
+    `columns` are names of report.columns; or `table` names a table of texts in report.texts. `notebook` makes the table
+    where that is not 05_ablate. `settings` are parameters by profile. `replicates` are the runs of each trained row,
+    for every profile or by profile (else as `settings` and the profile say); a row may say its own. `printed_in` names
+    the paper's table whose numbers stand beside ours where it is not this one.
     """
 
     title: str
@@ -101,6 +101,7 @@ class Experiment(Strict):
     columns: list[str] = []
     table: str | None = None
     figure: Figure | None = None
+    notebook: str | None = None
     runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
     replicates: PositiveInt | dict[str, PositiveInt] = {}
@@ -120,7 +121,11 @@ class Experiment(Strict):
             if isinstance(given, dict) and (unknown := sorted(set(given) - profiles)):
                 known = ", ".join(sorted(profiles))
                 raise ValueError(f"{key} has '{unknown[0]}', which is no profile; there are: {known}")
+        if self.notebook and not (ROOT / "notebooks" / f"{self.notebook}.ipynb").is_file():
+            raise ValueError(f"its notebook '{self.notebook}' is none of notebooks/")
         for claim in self.claims:
+            if claim.otherwise and not any(self.rows[name].control for name in claim.rows if name in self.rows):
+                raise ValueError(f"the claim '{claim.holds}' says `otherwise`, which is for claims that name a control")
             if unknown := sorted(set(claim.rows) - set(self.rows)):
                 known = ", ".join(self.rows)
                 raise ValueError(f"the claim '{claim.holds}' names the row '{unknown[0]}'; there are: {known}")

@@ -101,6 +101,8 @@ def _table(plan: Plan, runs: list[Planned], inputs: dict[str, str]) -> Planned:
     ]  # fmt: skip
     params = {"experiment": plan.experiment, "rows": content, "policy": plan.base.policy.model, "command": plan.command,
               "outdated": {run.folder: reasons for run in runs if (reasons := changes(run))}}  # fmt: skip
+    if notebook := read(plan.experiment).notebook:
+        params["notebook"] = notebook
     said = ("paper", "shows", "fidelity")
     files: list[str | None] = [f"params/experiments/{plan.experiment}.yaml", *(f"params/{name}.yaml" for name in said)]
     name = plan.experiment + _variant(plan.assignments)

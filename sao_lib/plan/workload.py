@@ -199,10 +199,16 @@ def _judged(p: Params, pairs: float, response: float, share: float = 1) -> list[
     return [_instrument(name, pairs / len(names), response, p, share) for name in names]
 
 
+def _readings(p: Params) -> list[str]:
+    """The simple instruments that may read the answers: the judge's candidates and a second opinion."""
+    second = p["evaluate"].get("second")
+    return simple_parts([*p["evaluate"]["judges"], *([second] if second else [])])
+
+
 def _opened(p: Params, answering: bool = False) -> list[Ask]:
     """The evaluation judge's start; the same local model that has just answered is kept, embeddings ask none."""
     model, cap = _judging(p)
-    if p.get("chat_benchmarks") is None and all(n in BY_EMBEDDINGS for n in simple_parts(p["evaluate"]["judges"])):
+    if p.get("chat_benchmarks") is None and all(n in BY_EMBEDDINGS for n in _readings(p)):
         return []
     kept = answering and model == p["policy"]["model"]
     return [] if kept or model.startswith("openai/") else [Ask(model, cap=cap)]
@@ -222,9 +228,10 @@ def _evaluate(p: Params, run: Planned, planned: Runs) -> list[Ask]:
     response, out = expected("response", e["max_tokens"]), _opened(p)
     if "calibration" not in run.inputs:
         labelled = len(FAULTS) * e["labelled_questions"]
-        names = simple_parts(e["judges"])
-        out += [_instrument(name, labelled, LABELLED, p, SHARED_ANSWERS) for name in names]
-    return out + _judged(p, e["n"], response, 1 if "calibration" not in run.inputs else SCORED)
+        out += [_instrument(name, labelled, LABELLED, p, SHARED_ANSWERS) for name in _readings(p)]
+    new = 1 if "calibration" not in run.inputs else SCORED
+    out += [_instrument(e["second"], e["n"], response, p, new)] if e.get("second") else []
+    return out + _judged(p, e["n"], response, new)
 
 
 def _chat_benchmarks(p: Params, run: Planned, planned: Runs) -> list[Ask]:

@@ -34,9 +34,9 @@ class Finding:
 def check(experiment: Experiment, rows: Mapping[str, TableRow]) -> list[dict[str, Any]]:
     """Each claim of the experiment with its verdict on our rows and on the paper's numbers, in the file's order.
 
-    {sentence, holds, control, unit, verdict, difference, low, high, level, p, holm, runs, rival, paper}; None where
-    there is no such number. `level` is the interval's, `holm` the p-value corrected for the table's tested claims.
-    Controls are no hypotheses of the table: they are read at their own p-value, and are no part of its family.
+    {sentence, holds, control, otherwise, unit, verdict, difference, low, high, level, p, holm, runs, rival, paper};
+    None where there is no such number. `level` is the interval's, `holm` the p-value corrected for the table's tested
+    claims. Controls are no hypotheses of the table: they are read at their own p-value, and are no part of its family.
     """
     found = [examine(claim, _compared(claim, experiment, rows)) for claim in experiment.claims]
     controls = [control_of(claim, experiment) for claim in experiment.claims]
@@ -48,6 +48,7 @@ def check(experiment: Experiment, rows: Mapping[str, TableRow]) -> list[dict[str
             "sentence": claim.sentence,
             "holds": claim.text,
             "control": control,
+            "otherwise": claim.otherwise,
             "unit": METRICS[claim.predicate.metric].unit,
             **_numbers(finding, corrected.get(n)),
             "paper": side(claim, printed),
@@ -167,7 +168,8 @@ def controls(checked: Sequence[Mapping[str, Any]]) -> str | None:
     wrong = [c for c in own if c["verdict"] in TESTED and c["verdict"] != MUST[c["control"]]]
     if wrong:
         said = "; ".join(f"'{c['sentence']}' came out {c['verdict']}, not {MUST[c['control']]}" for c in wrong)
-        return f"**A control failed, so no verdict on this page is to be believed:** {said}."
+        means = "".join(f" {text}" for text in dict.fromkeys(c.get("otherwise") for c in wrong) if text)
+        return f"**A control failed, so no verdict on this page is to be believed:** {said}.{means}"
     tested = [c for c in own if c["verdict"] in TESTED]
     if len(tested) == len(own):
         return f"Controls as they must be: {len(own)} of {len(own)}."

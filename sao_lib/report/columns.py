@@ -15,7 +15,7 @@ from sao_lib.evaluate.instruments import read_by
 from sao_lib.evaluate.rating import METRICS
 from sao_lib.hub import short
 from sao_lib.method.losses import LOSSES
-from sao_lib.report import measured
+from sao_lib.report import dose, measured
 from sao_lib.report.claims import share_positive
 from sao_lib.report.rows import TableRow
 
@@ -185,6 +185,12 @@ COLUMNS: dict[str, Column] = {
     "direct_se": Column("SE of these", measured.against_untrained("direct_se"), 1, stages=("evaluate",)),
     "margin": Column("Mean margin against untrained", measured.against_untrained("margin"), 3, stages=("evaluate",)),
     "margin_se": Column("SE of the margin", measured.against_untrained("margin_se"), 3, stages=("evaluate",)),
+    "second": Column("Wins by the second reading (%)", measured.against_untrained("second_direct"), 1, ("evaluate",)),
+    "second_se": Column("SE of these", measured.against_untrained("second_direct_se"), 1, ("evaluate",)),
+    "second_margin": Column("Mean margin by it", measured.against_untrained("second_margin"), 3, ("evaluate",)),
+    "second_margin_se": Column("SE of that", measured.against_untrained("second_margin_se"), 3, ("evaluate",)),
+    "echo": Column("Words of the question (%)", measured.question_words, 1, ("evaluate",)),
+    "distinct": Column("Distinct-2 (%)", measured.distinct, 1, ("evaluate",)),
     "gold_accuracy": Column("Good above bad by log p (%)", measured.gold_accuracy, stages=("evaluate",)),
     "gold_margin": Column("Change of that margin (nats a token)", measured.gold_margin, stages=("evaluate",)),
     "kl": Column("KL from untrained (nats a token)", measured.kl, 3, stages=("evaluate",)),
@@ -196,6 +202,7 @@ COLUMNS: dict[str, Column] = {
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
     "agreement": Column("Source right on labelled pairs (%)", measured.agreement, stages=("judge",)),
+    "with_gold": Column("Agrees with gold on the pool (%)", dose.with_gold, 1, ("judge",), whole=True),
     "flip": Column("Flips with the order (%)", measured.audited("flip"), 0, stages=("judge",)),
     "longer_wins": Column("Prefers the longer (%)", measured.audited("longer_wins"), 0, stages=("judge",)),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),

@@ -1,5 +1,6 @@
 """Figures of a table run, readable in print and in colour-blind palettes; the paper's points where it prints them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from sao_lib.plan.experiment import Figure
+from sao_lib.report import dose
+from sao_lib.report.inference import Arm, against
 from sao_lib.report.rows import TableRow, TableRows, experiment_of
 from sao_lib.report.texts import template_texts, words
 from sao_lib.runs import Run
@@ -51,7 +54,7 @@ def _measured(row: TableRow, metric: str) -> Bar | None:
 def _win_rate(value: str, se: str) -> Callable[[TableRow], Bar]:
     def measured(row: TableRow) -> Bar:
         scores = row.run("evaluate").results["scores"]
-        return scores[value], scores[se], scores[se]
+        return scores.get(value), scores.get(se), scores.get(se)
 
     return measured
 
@@ -85,6 +88,8 @@ class Measure:
 MEASURES: dict[str, Measure] = {
     "wr": Measure("Win rate (%)", _win_rate("wr", "se"), ("evaluate",)),
     "lc": Measure("Length-controlled win rate (%)", _win_rate("lc", "lc_se"), ("evaluate",)),
+    "direct": Measure("Wins against untrained (%)", _win_rate("direct", "direct_se"), ("evaluate",)),
+    "second": Measure("Wins, by the second reading (%)", _win_rate("second_direct", "second_direct_se"), ("evaluate",)),
     "arena_hard": Measure("Arena-Hard win rate (%)", _arena_hard, ("chat_benchmarks",)),
     "math500": Measure("MATH-500 (%)", _math500, ("math500",)),
     "average": Measure("Average", _average, ("rating", "leaderboard")),
@@ -128,11 +133,13 @@ def _position(row: TableRow, kind: str | None, number: int) -> float:
 
 
 def line(rows: TableRows, asked: Figure) -> Any:
-    """Win rates along sizes or iterations, the paper's points at its own places."""
+    """Win rates along sizes or iterations, the paper's points at its own places; one panel for what there is."""
     plt, _, colours = _style()
-    count = len(asked.metrics)
+    metrics = [m for m in asked.metrics if any(r.printed.get(m) is not None or _measured(r, m) for r in rows.values())]
+    metrics = metrics or asked.metrics
+    count = len(metrics)
     picture, [panels] = plt.subplots(1, count, figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
-    for axes, metric in zip(panels, asked.metrics, strict=True):
+    for axes, metric in zip(panels, metrics, strict=True):
         ours = [(_position(r, asked.x, n), m) for n, r in enumerate(rows.values()) if (m := _measured(r, metric))]
         axes.errorbar([x for x, _ in ours], [m[0] for _, m in ours], yerr=[m[1] for _, m in ours], fmt="o-",
                       color=colours[0], capsize=3, label="ours, with standard error")  # fmt: skip
@@ -155,6 +162,50 @@ def line(rows: TableRows, asked: Figure) -> Any:
         axes.tick_params(labelleft=True)
     panels[0].legend(frameon=False, loc="lower right", fontsize=9)
     return picture
+
+
+OTHERS = "s^Dvp*X"  # marks of rows that are not of the line
+
+
+def dose_and_gain(rows: TableRows, asked: Figure) -> Any:
+    """Gain against measured agreement with gold, and against the distance from the untrained model, by two measures.
+
+    Circles are labels whose agreement was set, the line is through their runs; other rows are placed on it.
+    """
+    plt, _, colours = _style()
+    arms = dose.placed(rows)
+    marks = dict(zip((arm.row.name for arm in arms if not arm.dosed), OTHERS, strict=False))
+    picture, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    for colour, measure in zip(colours, dose.MEASURES, strict=False):
+        for arm in (arm for arm in arms if measure in arm.gains):
+            moved = None if arm.kl is None else math.sqrt(max(arm.kl, 0.0))
+            for axes, x in zip(panels, (arm.at, moved), strict=True):
+                if x is not None:
+                    value, bar = _with_interval(arm.gains[measure])
+                    axes.errorbar([x], [value], yerr=bar, fmt=marks.get(arm.row.name, "o"), color=colour, capsize=2,
+                                  fillstyle="full" if arm.dosed else "none")  # fmt: skip
+        if drawn := dose.line(arms, measure):
+            panels[0].axline((drawn.middle, drawn.height), slope=drawn.slope().mean, color=colour, lw=1.5,
+                             label=f"by {dose.MEASURES[measure]}")  # fmt: skip
+    for name, mark in marks.items():
+        panels[0].plot([], [], mark, color="0.3", fillstyle="none", label=rows[name].label.partition(" (")[0])
+    panels[0].plot([], [], "o", color="0.3", label="gold's labels, some turned; coins")
+    for axes, label in zip(panels, ("Agreement with gold (%)", "Square root of KL from untrained"), strict=True):
+        axes.axhline(dose.EVEN, color="0.4", lw=0.8, ls="--")
+        axes.set(xlabel=label, ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100))
+        axes.tick_params(labelleft=True)
+    panels[0].set_xlim(-3, 103)
+    picture.legend(loc="outside upper center", ncol=4, frameon=False, fontsize=9)
+    return picture
+
+
+def _with_interval(arm: Arm) -> tuple[float, list[list[float]] | None]:
+    """An arm's mean and the bars to its 95% interval; no bars where it ran once."""
+    found = against(arm, 0)
+    if found.se is None:
+        return found.mean, None
+    low, high = found.interval()
+    return found.mean, [[found.mean - low], [high - found.mean]]
 
 
 def lengths(rows: TableRows, asked: Figure) -> Any:
@@ -222,16 +273,21 @@ def templates(rows: TableRows, asked: Figure) -> Any:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of figure: how it is drawn, the field of Figure it cannot do without, the stage that some row must run."""
+    """A kind of figure: how it is drawn, the field of Figure it cannot do without, the stage that some row must run.
+
+    `says`: lines of the caption with the numbers that it shows.
+    """
 
     draw: Callable[[TableRows, Figure], Any]
     asks: Literal["metric", "metrics"] | None = None
     stages: tuple[str, ...] = ()
+    says: Callable[[TableRows], list[str]] = lambda rows: []
 
 
 KINDS: dict[str, Kind] = {
     "dots": Kind(dots, asks="metric"),
     "line": Kind(line, asks="metrics"),
+    "dose": Kind(dose_and_gain, stages=("judge",), says=dose.sentences),
     "lengths": Kind(lengths, stages=("judge",)),
     "logits": Kind(logits, stages=("logits",)),
     "templates": Kind(templates, stages=("judge",)),

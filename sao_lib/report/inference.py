@@ -184,6 +184,61 @@ def _shared(sides: list[tuple[float, Any]]) -> _Part:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A straight line through runs at places `x`, by least squares on the runs' means; all have the same units.
+
+    Its variances are as in `difference`: of the runs about the line, with n - 2 degrees of freedom, and of the units,
+    which the runs share. Runs are taken to vary alike along the line: a coin's vary more, in the middle, where they
+    weigh least, which errs on the side of saying less. `x` is taken as known.
+    """
+
+    x: Sequence[float]
+    runs: Sequence[Values]
+
+    def slope(self) -> Estimate:
+        """The change of the mean for one unit of x."""
+        return self._estimate([d / self._spread for d in self._off] if self._spread else None)
+
+    def off(self, x: float, arm: Arm) -> Estimate:
+        """How far an arm at `x` lies above the line."""
+        on = [1 / len(self.x) + (x - self.middle) * d / self._spread for d in self._off] if self._spread else None
+        return self._estimate(on, arm)
+
+    @property
+    def middle(self) -> float:
+        """The mean of x, where the line is at `height`."""
+        return sum(self.x) / len(self.x)
+
+    @property
+    def height(self) -> float:
+        return sum(Arm(runs=self.runs).means) / len(self.x)
+
+    @property
+    def _off(self) -> list[float]:
+        return [x - self.middle for x in self.x]
+
+    @property
+    def _spread(self) -> float:
+        return sum(d * d for d in self._off)
+
+    def _estimate(self, weights: list[float] | None, arm: Arm | None = None) -> Estimate:
+        """The runs' means summed with `weights`; if there is an arm, its mean less that."""
+        means, n, sign = Arm(runs=self.runs).means, len(self.x), -1.0 if arm else 1.0
+        if weights is None or n < 3:
+            return Estimate(math.nan, None)
+        mean = sign * sum(w * m for w, m in zip(weights, means, strict=True))
+        mean += sum(arm.means) / arm.count if arm else 0.0
+        steep = sum(d * m for d, m in zip(self._off, means, strict=True)) / self._spread
+        about = [m - self.height - steep * d for d, m in zip(self._off, means, strict=True)]
+        own = _Part(sum(r * r for r in about) / (n - 2) * sum(w * w for w in weights), n - 2)
+        every = [*self.runs, *(arm.runs if arm else ())]
+        table, shares = _by_cluster(Arm(runs=every)), [sign * w for w in weights]
+        shares += [1 / arm.count] * arm.count if arm else []
+        units = [] if table is None else [_shared([(w, table[[k]]) for k, w in enumerate(shares)])]
+        return _estimate(mean, [own, *(_runs_part(arm) if arm else []), *units], [Arm(runs=every)])
+
+
+@dataclass(frozen=True)
 class Evidence:
     """p-values for and against a predicate, and of the two together (`p`), with what to print of the difference."""
 

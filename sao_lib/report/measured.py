@@ -1,9 +1,13 @@
 """What runs measured of a row's feedback source, and of its policy against the model that it was."""
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 from sao_lib.evaluate.gold import change
+from sao_lib.files import Record
+from sao_lib.method.labelled import STOP, words
+from sao_lib.method.readings import distinct_2, stem
 from sao_lib.report.length_adjusted import of_table
 from sao_lib.report.rows import TableRow
 from sao_lib.runs import Run
@@ -91,3 +95,20 @@ def _answered(row: TableRow, key: str) -> dict[str, Any] | None:
     """A result of the run that answered; None for answers that somebody published."""
     run = row.run("evaluate")
     return dict(run.input("answers").results[key]) if "answers" in run.spec["inputs"] else None
+
+
+def echo(annotation: Record) -> float:
+    """Percent of the answer's content words that are the instruction's, inflected forms included; 0 of no words."""
+    asked = {stem(w) for w in words(annotation["instruction"]) if w not in STOP}
+    said = [w for w in words(annotation["output_2"]) if w not in STOP]
+    return 100 * fmean(stem(w) in asked for w in said) if said else 0.0
+
+
+def question_words(row: TableRow) -> Any:
+    """`echo`, mean over answers."""
+    return fmean(map(echo, row.annotations)) if row.annotations else NOTHING
+
+
+def distinct(row: TableRow) -> Any:
+    """Percent of the pairs of words in an answer that are different, mean over answers (distinct-2)."""
+    return 100 * fmean(distinct_2(a["output_2"]) for a in row.annotations) if row.annotations else NOTHING

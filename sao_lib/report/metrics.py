@@ -11,8 +11,10 @@ from sao_lib.evaluate.alpaca_eval import preference
 from sao_lib.evaluate.arena_hard import VERDICTS
 from sao_lib.evaluate.rating import METRICS as RATINGS
 from sao_lib.files import Record
+from sao_lib.method.labelled import question_of
 from sao_lib.method.synthesize import normal
 from sao_lib.report.inference import Arm, Values
+from sao_lib.report.measured import before, echo
 from sao_lib.report.rows import TableRow
 
 BEFORE_TRAINING = ("synthesize", "judge", "rating")  # stages that a training does not decide, unless the row iterates
@@ -67,10 +69,24 @@ def _annotated(value: Callable[[Record], float | None]) -> Callable[[TableRow], 
     return values
 
 
-def _direct(annotation: Record) -> float | None:
-    """100 where the answer beats the untrained model's to the same instruction, 50 for a tie."""
-    margin = annotation.get("margin_untrained")
-    return None if margin is None else 100 * (preference(margin, "discrete") - 1)
+def _wins(key: str) -> Callable[[Record], float | None]:
+    """100 where the answer beats the untrained model's to the same instruction by this margin, 50 for a tie."""
+
+    def value(annotation: Record) -> float | None:
+        margin = annotation.get(key)
+        return None if margin is None else 100 * (preference(margin, "discrete") - 1)
+
+    return value
+
+
+def _prefers(row: TableRow) -> Values | None:
+    """Of each common pair, how much more than before training the policy prefers the good answer (nats a token)."""
+    untrained = before(row)
+    if untrained is None:
+        return None
+    old = {r["id"]: r["margin"] for r in untrained.rows("gold.jsonl")}
+    now = row.run("evaluate").input("answers").rows("gold.jsonl")
+    return {(question_of(r), r["id"]): r["margin"] - old[r["id"]] for r in now if r["id"] in old}
 
 
 def _length_controlled(row: TableRow) -> tuple[float, float | None] | None:
@@ -194,8 +210,12 @@ def _leaderboard(key: str, se: str) -> Callable[[TableRow], Any]:
 
 METRICS: dict[str, Metric] = {
     "wr": Metric("evaluate", "points", _annotated(lambda a: (a["preference"] - 1) * 100)),
-    "direct": Metric("evaluate", "points", _annotated(_direct)),
+    "direct": Metric("evaluate", "points", _annotated(_wins("margin_untrained"))),
     "margin": Metric("evaluate", "", _annotated(lambda a: a.get("margin_untrained"))),
+    "second": Metric("evaluate", "points", _annotated(_wins("second_untrained"))),
+    "second_margin": Metric("evaluate", "", _annotated(lambda a: a.get("second_untrained"))),
+    "gold_margin": Metric("evaluate", "nats a token", _prefers),
+    "echo": Metric("evaluate", "points", _annotated(echo)),
     "lc": Metric("evaluate", "points", whole=_length_controlled),
     "length": Metric("evaluate", "characters", _annotated(lambda a: float(len(a["output_2"])))),
     "held_out": Metric("train", "points", _held_out),

@@ -10,10 +10,13 @@ from typing import Any
 from sao_lib.evaluate.instruments import read_by
 from sao_lib.files import write_atomic
 from sao_lib.hub import short
+from sao_lib.method.feedback import Gold
+from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.report import claims as tests
 from sao_lib.report import paper_side, texts
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.fidelity import sentences
+from sao_lib.report.figures import KINDS
 from sao_lib.report.rows import TableRows, experiment_of
 from sao_lib.runs import Run, outdated_behind, seconds_behind
 from sao_lib.settings import PARAMS, read_yaml
@@ -44,6 +47,7 @@ def caption(run: Run, rows: TableRows) -> str:
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
     lines += _judges(rows) + _graders(rows) + _the_same(rows)
+    lines += KINDS[experiment.figure.kind].says(rows) if experiment.figure else []
     differs = sentences(experiment.printed_in or run.params["experiment"], profile)
     lines += differs
     if experiment.paper_setting and not differs:
@@ -133,7 +137,22 @@ def _judge_sentence(run: Run) -> str:
     fails = _fails_at(found)
     return (
         f"Judge: {model} read by `{found['chosen']}`, {measured}.{fails} {verdicts}; WR and SE by alpaca-eval; {term}."
+        + _second_sentence(run.results.get("second"), judge["model"])
     )
+
+
+def _second_sentence(found: dict[str, Any] | None, model: str) -> str:
+    """What reads the same answers beside the judge, and what it is worth; nothing where nothing does."""
+    if not found:
+        return ""
+    said = f" Second reading, of the same answers: {' and '.join(map(short, read_by(found['name'], model)))} by "
+    said += f"`{found['name']}`"
+    if not found["pairs"]:
+        return f"{said}, not measured on labelled pairs."
+    said += f", which agrees with {100 * found['agreement']:.1f}% of {found['pairs']} labelled pairs"
+    kinds = {"parrot": "echoes", "by_hand": "echoes in other words"}
+    beaten = [f"{100 * found[k]:.0f}% of {n} {what}" for k, what in kinds.items() if (n := found[f"{k}_pairs"])]
+    return f"{said}; {' and '.join(beaten)} beat the good answer." if beaten else f"{said}."
 
 
 def _fails_at(found: dict[str, Any]) -> str:
@@ -163,15 +182,18 @@ def _the_same(rows: TableRows) -> list[str]:
         if not row.ours or not row.has("evaluate"):
             continue
         run = row.run("evaluate")
-        judge = set(read_by(run.results["judge"]["instrument"], run.results["judge"]["model"]))
+        judge, second = run.results["judge"], run.results.get("second")
+        readers = {"evaluation judge": read_by(judge["instrument"], judge["model"])}
+        readers |= {"second reading": read_by(second["name"], judge["model"])} if second else {}
         roles = {"the policy": run.params["policy"]["model"]}
         if row.has("judge"):
             asked = row.run("judge").params
-            own = (asked.get("policy") or {}).get("model") if asked["judge"]["source"] == "llm" else None
-            roles["the feedback source"] = asked["judge"].get("model") or own
-        for role, model in roles.items():
-            if model in judge:
-                found.setdefault(f"{short(model)} is the evaluation judge and {role}", []).append(row.label)
+            own = {"llm": (asked.get("policy") or {}).get("model"), Gold.key: RELEVANCE_MODEL}
+            roles["the feedback source"] = asked["judge"].get("model") or own.get(asked["judge"]["source"])
+        for reader, models in readers.items():
+            for role, model in roles.items():
+                if model in models:
+                    found.setdefault(f"{short(model)} is the {reader} and {role}", []).append(row.label)
         if len(roles) == 2 and roles["the policy"] == roles["the feedback source"]:
             found.setdefault(f"{short(roles['the policy'])} is the policy and the feedback source", []).append(
                 row.label
