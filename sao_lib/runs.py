@@ -250,4 +250,5 @@ def die_with_parent() -> None:
 def peak_memory_gib() -> float:
     """Largest resident size of this process or a child of it, GiB."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
+    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / per_gib
