@@ -65,7 +65,10 @@ class VLLMEngine:
         options: dict[str, Any] = _on_gpus(settings) if cuda else _on_cpu(settings)
         self.head_in_fp32 = cuda
         with quiet(log):
-            from vllm import LLM
+            try:
+                from vllm import LLM
+            except ModuleNotFoundError as missing:
+                raise SaoError(f'vLLM cannot be used here ({missing}); SET="engine.kind=transformers".') from None
 
             self.llm = LLM(
                 str(folder),

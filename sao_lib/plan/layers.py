@@ -4,6 +4,7 @@ Profile <- experiment <- presets <- row <- command line.
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import yaml
@@ -25,10 +26,21 @@ Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its pa
 
 
 def profile_layers(name: str) -> list[Layer]:
-    """A profile's layers: the one it `extends`, if any, and its own; raises SaoError when one does not exist."""
+    """A profile's layers: the one it `extends`, if any, its own, and where vLLM is not installed its `without_vllm`.
+
+    Raises SaoError when a profile does not exist.
+    """
+    layers, instead = _profile(name)
+    if instead and find_spec("vllm") is None:
+        layers.append((f"params/profiles/{name}.yaml, without_vllm", instead))
+    return layers
+
+
+def _profile(name: str) -> tuple[list[Layer], dict[str, Any]]:
+    """The layers, and what the profile itself (not one that it extends) says for a machine without vLLM."""
     own = read_yaml(profile_file(name))
-    base = own.pop("extends", None)
-    return [*(profile_layers(base) if base else []), (f"params/profiles/{name}.yaml", own)]
+    base, instead = own.pop("extends", None), own.pop("without_vllm", {})
+    return [*(_profile(base)[0] if base else []), (f"params/profiles/{name}.yaml", own)], instead
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
