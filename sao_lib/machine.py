@@ -1,10 +1,10 @@
 """What this machine has free, within the limits of a container: cores, their idle share, memory, GPUs."""
 
 import os
-import time
+from contextlib import suppress
 from pathlib import Path
 
-CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")  # Linux alone has it
 # Limit, use, and the statistic of the file cache that the kernel gives back first, in cgroups of version 2 and 1.
 MEMORY = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -37,26 +37,24 @@ def visible_gpus() -> list[str]:
 
 def idle_share(seconds: float = 1.0) -> float:
     """Share of processor time that nobody used in the last moment; the load average lags by minutes."""
-    stat = PROC / "stat"
-    if not stat.exists():
+    import psutil  # comes with accelerate
+
+    try:
+        return 1 - psutil.cpu_percent(seconds) / 100
+    except OSError:  # Linux without /proc
         return 1.0
-    first = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
-    time.sleep(seconds)
-    second = [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:]]
-    spent = [b - a for a, b in zip(first, second, strict=True)]
-    return (spent[3] + spent[4]) / max(1, sum(spent[:8]))  # idle and waiting for disk, of all
 
 
-def available_gib(cgroup: Path = CGROUP, proc: Path = PROC) -> float:
+def available_gib(cgroup: Path = CGROUP) -> float:
     """GiB of memory that can still be had: of the machine's, and of the container's limit if that leaves less.
 
-    Where neither can be read (no Linux): 16.
+    Where neither can be read (Linux without /proc): 16.
     """
-    info = proc / "meminfo"
+    import psutil
+
     room: list[float] = []
-    if info.exists():
-        line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-        room.append(int(line.split()[1]) / 2**20)
+    with suppress(OSError):
+        room.append(psutil.virtual_memory().available / 2**30)
     for limit, used, stat, cache in MEMORY:
         if (cgroup / limit).exists() and (most := (cgroup / limit).read_text().strip()) != "max":
             # A container that has read its weights is full of file cache, and yet has memory.

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -281,4 +282,5 @@ def _digest_at(file: Path, _changed: int, _size: int) -> str:
 def peak_memory_gib() -> float:
     """Largest resident size of this process or a child of it, GiB."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
+    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / per_gib

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sao_lib import machine
@@ -24,9 +26,9 @@ def files(folder: Path, contents: dict[str, object]) -> Path:
 
 
 @pytest.fixture
-def proc(tmp_path: Path) -> Path:
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 32 GiB available."""
-    return files(tmp_path / "proc", {"meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB"})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
 
 
 def version2(folder: Path, limit: object, used: int, cache: int) -> Path:
@@ -34,24 +36,39 @@ def version2(folder: Path, limit: object, used: int, cache: int) -> Path:
     return files(folder, {"memory.max": limit, "memory.current": used, "memory.stat": stat})
 
 
-def test_a_machine_without_a_limit_has_what_the_kernel_says(tmp_path: Path, proc: Path) -> None:
-    assert machine.available_gib(tmp_path / "none", proc) == 32
-    assert machine.available_gib(version2(tmp_path / "two", "max", GIB, 0), proc) == 32
+@pytest.mark.usefixtures("free")
+def test_a_machine_without_a_limit_has_what_the_kernel_says(tmp_path: Path) -> None:
+    assert machine.available_gib(tmp_path / "none") == 32
+    assert machine.available_gib(version2(tmp_path / "two", "max", GIB, 0)) == 32
 
 
-def test_a_containers_limit_counts_and_its_file_cache_does_not(tmp_path: Path, proc: Path) -> None:
-    assert machine.available_gib(version2(tmp_path / "a", 8 * GIB, 3 * GIB, 0), proc) == 5
-    assert machine.available_gib(version2(tmp_path / "b", 8 * GIB, 7 * GIB, 4 * GIB), proc) == 5
-    assert machine.available_gib(version2(tmp_path / "c", 99 * GIB, GIB, 0), proc) == 32
-    assert machine.available_gib(version2(tmp_path / "d", GIB, 2 * GIB, 0), proc) == 0
+@pytest.mark.usefixtures("free")
+def test_a_containers_limit_counts_and_its_file_cache_does_not(tmp_path: Path) -> None:
+    assert machine.available_gib(version2(tmp_path / "a", 8 * GIB, 3 * GIB, 0)) == 5
+    assert machine.available_gib(version2(tmp_path / "b", 8 * GIB, 7 * GIB, 4 * GIB)) == 5
+    assert machine.available_gib(version2(tmp_path / "c", 99 * GIB, GIB, 0)) == 32
+    assert machine.available_gib(version2(tmp_path / "d", GIB, 2 * GIB, 0)) == 0
 
 
-def test_the_older_cgroups_are_read_too(tmp_path: Path, proc: Path) -> None:
+@pytest.mark.usefixtures("free")
+def test_the_older_cgroups_are_read_too(tmp_path: Path) -> None:
     for limit, left in ((8 * GIB, 6), (9223372036854771712, 32)):  # the latter: no limit
         stat = f"inactive_file 5\ntotal_inactive_file {GIB}"
         names = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")
         folder = files(tmp_path, dict(zip(names, (limit, 3 * GIB, stat), strict=True)))
-        assert machine.available_gib(folder, proc) == left
+        assert machine.available_gib(folder) == left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil reads no /proc")
+def test_without_proc_a_machine_is_taken_for_idle_and_of_16_gib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert machine.idle_share(0.01) == 1
+    assert machine.available_gib(tmp_path) == 16
+    monkeypatch.undo()
+    assert 0 <= machine.idle_share(0.01) <= 1
+    assert machine.available_gib(tmp_path) != 16
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

@@ -77,6 +77,37 @@ def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.Monk
     }
 
 
+def test_without_vllm_the_cpu_profile_is_planned_with_transformers_as_other_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "find_spec", lambda name: object())
+    with_vllm = plan.make("cpu", "table6")
+    monkeypatch.setattr(layers, "find_spec", lambda name: None)
+    without, gpu = plan.make("cpu", "table6"), layers.validate(layers.profile_layers("gpu-small"))
+    assert (with_vllm.base.engine.kind, without.base.engine.kind) == ("vllm", "transformers")
+    assert not {run.folder for run in with_vllm.runs if run.spec["params"].get("engine")} & {
+        run.folder for run in without.runs
+    }
+    assert gpu.engine.kind == "vllm", "a profile that extends cpu is for another machine"
+    assert plan.make("cpu", "table6", ["engine.kind=vllm"]).base.engine.kind == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("package", "changes"),
+    [
+        ("vllm", ["engine.kind=vllm"]),
+        ("deepspeed", ["engine.kind=transformers", "train.deepspeed=params/deepspeed_zero3.json"]),
+    ],
+)
+def test_a_package_that_is_not_here_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, package: str, changes: list[str]
+) -> None:
+    made = plan.make("cpu", "smoke", changes)
+    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(SaoError, match=f"The package {package} is not installed here"):
+        plan.verified(made)
+
+
 def test_a_model_that_cannot_be_had_is_said_before_anything_runs() -> None:
     with pytest.raises(SaoError, match="nobody/nothing@main cannot be had"):
         plan.verified(plan.make("cpu", "table6", ["policy.model=nobody/nothing@main"]))

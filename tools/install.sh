@@ -20,13 +20,25 @@ if [ $venv = .venv-gpu ] && [ "${NEEDS_GPU:-}" ] && ! command -v nvidia-smi >/de
     echo "Error: Profile $PROFILE needs an NVIDIA GPU and this machine has none; use a machine that has, or PROFILE=cpu." >&2
     exit 1
 fi
-python=${PYTHON:-python3.11}
-command -v "$python" >/dev/null 2>&1 || python=python3
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {
-    echo "Error: Python 3.11 is needed and neither python3.11 nor python3 is one; install it or set PYTHON." >&2
+case $venv-$(uname -s)-$(uname -m) in
+.venv-Linux-x86_64 | .venv-Linux-aarch64 | .venv-Darwin-arm64 | .venv-gpu-Linux-x86_64) ;;
+*)
+    echo "Error: $lock is not made for $(uname -s) on $(uname -m); docs/machines.md says for which systems it is." >&2
+    exit 1
+    ;;
+esac
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' 2>/dev/null; }
+python=
+for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
+    if fits "$candidate"; then python=$candidate && break; fi
+    [ "$candidate" != "${PYTHON:-}" ] || break
+done
+[ -n "$python" ] || {
+    echo "Error: Python 3.11.5 to 3.13 is needed and ${PYTHON:-none of python3.11, python3.12, python3.13 and python3} is" \
+        "one; install it or set PYTHON." >&2
     exit 1
 }
-torch=$(sed -n 's/^torch==\(.*\)$/\1/p' $lock)
+torch=$(sed -n 's/^torch==\([^ ;]*\).*$/\1/p' $lock)
 cpu_index=https://download.pytorch.org/whl/cpu
 
 [ -x $venv/bin/python ] || "$python" -m venv $venv

@@ -90,7 +90,10 @@ class VLLMEngine:
         options = options_of(settings, cuda)
         self.head_in_fp32 = options.get("hf_overrides", {}).get("head_dtype") == "float32"
         with quiet(log):
-            from vllm import LLM
+            try:
+                from vllm import LLM
+            except ModuleNotFoundError as missing:
+                raise SaoError(f'vLLM cannot be used here ({missing}); SET="engine.kind=transformers".') from None
 
             try:
                 self.llm = LLM(str(folder), **options)

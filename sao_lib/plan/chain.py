@@ -310,3 +310,12 @@ def models_of(run: Planned) -> list[str]:
     found += [(p.get("evaluate") or {}).get("judge_model")]
     found += [((p.get("synthesize") or {}).get("generator") or {}).get("model")]
     return sorted({str(model) for model in found if model})
+
+
+def packages_of(run: Planned) -> dict[str, str]:
+    """The packages that a run needs and not every system has: module -> what to set to do without it."""
+    p = run.spec["params"]
+    sections = [p, *(p.get(section) or {} for section in ("judge", "evaluate", "rating"))]
+    engines = [section.get(key) or {} for section in sections for key in ("engine", "judge_engine")]
+    needed = {"vllm": "engine.kind=transformers"} if any(e.get("kind") == "vllm" for e in engines) else {}
+    return needed | ({"deepspeed": "train.deepspeed=null"} if (p.get("train") or {}).get("deepspeed") else {})

@@ -5,6 +5,7 @@ Profile <- experiment <- presets <- row <- command line.
 
 import shlex
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import yaml
@@ -26,19 +27,30 @@ SHOWN = 80  # characters of a wrong value in a message
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
-def profile_layers(name: str, above: tuple[str, ...] = ()) -> list[Layer]:
-    """A profile's layers: the one it `extends`, if any, and its own; `above` are those that extend it.
+def profile_layers(name: str) -> list[Layer]:
+    """A profile's layers: the one it `extends`, if any, its own, and where vLLM is not installed its `without_vllm`.
 
-    Raises SaoError when one does not exist, or where a profile extends itself.
+    Raises SaoError when a profile does not exist, or where one extends itself.
+    """
+    layers, instead = _profile(name, ())
+    if instead and find_spec("vllm") is None:
+        layers.append((f"params/profiles/{name}.yaml, without_vllm", instead))
+    return layers
+
+
+def _profile(name: str, above: tuple[str, ...]) -> tuple[list[Layer], dict[str, Any]]:
+    """The layers, and what the profile itself (not one that it extends) says for a machine without vLLM.
+
+    `above` are those that extend it.
     """
     file = profile_file(name)
     if name in above:
         raise SaoError(f"{shown(file)} extends itself: {' extends '.join([*above[above.index(name) :], name])}.")
     own = read_yaml(file)
-    base = own.pop("extends", None)
+    base, instead = own.pop("extends", None), own.pop("without_vllm", {})
     if base is not None and not isinstance(base, str):
         raise SaoError(f"{shown(file)}: extends is {base!r}; it must be the name of another profile.")
-    return [*(profile_layers(base, (*above, name)) if base else []), (f"params/profiles/{name}.yaml", own)]
+    return [*(_profile(base, (*above, name))[0] if base else []), (f"params/profiles/{name}.yaml", own)], instead
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

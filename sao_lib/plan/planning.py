@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from sao_lib import hub, sources
@@ -16,7 +17,7 @@ from sao_lib.engines.openai_api import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers, relations
-from sao_lib.plan.chain import Planned, Row, built, models_of, spec_of
+from sao_lib.plan.chain import Planned, Row, built, models_of, packages_of, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
 from sao_lib.runs import DECIDES_NOTHING, MANIFEST, identity, load, outdated
 from sao_lib.settings import Settings
@@ -197,7 +198,13 @@ def _preset(base: Settings, name: str, where: str) -> tuple[dict[str, Any], str 
 
 
 def _check(run: Planned) -> None:
-    """Before anything expensive: can the run's models be had, are its keys and hub files there?"""
+    """Before anything expensive: are the run's packages there, its models, its keys and hub files?"""
+    for package, instead in packages_of(run).items():
+        if find_spec(package) is None:
+            raise SaoError(
+                f'The package {package} is not installed here and {run.folder} needs it; SET="{instead}" '
+                "does without it. docs/machines.md says which systems have it."
+            )
     for model in models_of(run):
         openai_api.check(model) if model.startswith("openai/") else _model_there(model)
     for source in run.spec["files"]:
