@@ -11,7 +11,7 @@ python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report status test lint published-data lab clean
+.PHONY: help setup doctor report status test lint published-data lab student solutions clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -32,6 +32,11 @@ setup: $(STAMP)  ## Create .venv, or for another profile than cpu .venv-gpu, wit
 	@tools/install.sh gpu
 	@touch $@
 
+# The course's own packages, for the commands that need them: `make setup` stays as it is.
+.venv/.course: .venv/.installed requirements-course.lock
+	@$(python) -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-course.lock
+	@touch $@
+
 doctor: $(EITHER)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
 	@$(SAO) doctor
 
@@ -47,7 +52,7 @@ status: $(EITHER)  ## Write docs/status.md and the README's count of claims from
 plan-%: $(EITHER)  ## Show the runs of a table without starting one; seconds on every profile
 	@$(SAO) plan $* $(OPTIONS)
 
-test: .venv/.installed  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
+test: .venv/.course  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
 	@$(MAKE) --no-print-directory lint
 	@$(python) -m pytest -q
 
@@ -59,6 +64,12 @@ published-data: $(EITHER)  ## Fetch and check the published files that the stron
 
 lab: $(EITHER)  ## Open the notebooks in JupyterLab
 	@$(python) -m jupyterlab notebooks
+
+student: .venv/.course  ## Exercises without solutions or outputs, into build/student; seconds
+	@$(python) tools/exercises.py student
+
+solutions: .venv/.course  ## Prove every exercise: its solution passes, a student's copy and planted wrong answers fail; a minute
+	@$(python) tools/exercises.py solutions
 
 clean:  ## Delete outputs/ except the reference results; asks nothing
 	@find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
