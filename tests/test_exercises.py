@@ -1,5 +1,6 @@
 """The exercises: solutions pass, nothing else does, and nbgrader grades the folder as it is."""
 
+import os
 import re
 import shutil
 import sys
@@ -88,6 +89,7 @@ def test_nbgrader_makes_the_assignment_and_grades_a_submission(tmp_path: Path, m
     from traitlets.config import Config
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls alembic
     given = tmp_path / "source" / "exercises"
     shutil.copytree(ROOT / "exercises" / "data", given / "data")
     solved, blank = SOURCES[0], SOURCES[5]
