@@ -24,7 +24,7 @@ endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor fetch export report status test lint published-data lab clean plan plan- reproduce reproduce-
+.PHONY: help setup doctor fetch export report status test lint published-data lab student solutions clean plan plan- reproduce reproduce-
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -45,6 +45,11 @@ setup: $(STAMP)  ## Create .venv, or for another profile than cpu .venv-gpu, wit
 
 .venv-gpu/.installed: requirements-gpu.lock pyproject.toml tools/install.sh tools/overrides.txt
 	@tools/install.sh gpu
+	@touch $@
+
+# The course's own packages, for the commands that need them: `make setup` stays as it is.
+.venv/.course: .venv/.installed requirements-course.lock
+	@$(python) -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-course.lock
 	@touch $@
 
 doctor: $(EITHER)  ## What this machine has, what each profile needs, what is missing; seconds on every profile
@@ -74,7 +79,7 @@ reproduce-%: export NEEDS_GPU = $(filter local,$(CLUSTER))
 plan plan- reproduce reproduce- :
 	@echo "Error: which table or figure? Say it as in make plan-table6, or all of them: make plan-all; make help lists them." >&2; exit 1
 
-test: .venv/.installed  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
+test: .venv/.course  ## Lint, types, unit tests, every notebook, the main path at its smallest; under 20 minutes, no GPU
 	@$(MAKE) --no-print-directory lint
 	@$(python) -m pytest -q
 
@@ -86,6 +91,12 @@ published-data: $(EITHER)  ## Fetch and check the published files that the stron
 
 lab: $(EITHER)  ## Open the notebooks in JupyterLab
 	@$(python) -m jupyterlab notebooks
+
+student: .venv/.course  ## Exercises without solutions or outputs, into build/student; seconds
+	@$(python) tools/exercises.py student
+
+solutions: .venv/.course  ## Prove every exercise: its solution passes, a student's copy and planted wrong answers fail; a minute
+	@$(python) tools/exercises.py solutions
 
 clean:  ## Delete outputs/ except the reference results; asks nothing
 	@find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
