@@ -3,6 +3,7 @@ PROFILE ?= cpu
 SET ?=
 CLUSTER ?= local
 FRESH ?=
+ONLY ?=
 OPTIONS = --profile $(PROFILE) $(if $(SET),--set $(SET))
 # Profile cpu and the tests have an environment of their own; to plan or to report, either will do.
 STAMP := $(if $(filter cpu,$(PROFILE)),.venv,.venv-gpu)/.installed
@@ -11,7 +12,7 @@ python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report status test lint published-data lab clean
+.PHONY: help setup doctor report status test lint published-data lab notebooks lesson-rows clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -57,8 +58,14 @@ lint: .venv/.installed  ## ruff and mypy; seconds
 published-data: $(EITHER)  ## Fetch and check the published files that the strongest tests read; 130 MB, nothing the second time
 	@$(python) tools/published_data.py
 
-lab: $(EITHER)  ## Open the notebooks in JupyterLab
-	@$(python) -m jupyterlab notebooks
+lab: $(EITHER)  ## Open the notebooks in JupyterLab, on this machine only; Run All in each needs no run before it
+	@$(SAO) lab
+
+notebooks: .venv/.installed  ## Run a lesson of each notebook whose code has changed and write its outputs into it; ONLY="03_train" of these
+	@$(SAO) notebooks $(ONLY)
+
+lesson-rows: .venv/.installed  ## Make notebooks/data anew, which lessons start from, of the runs of reproduce-lesson; seconds
+	@$(SAO) lesson-rows
 
 clean:  ## Delete outputs/ except the reference results; asks nothing
 	@find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
