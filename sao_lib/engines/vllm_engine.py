@@ -12,7 +12,7 @@ from sao_lib.engines import Completion, Conversation, fits, label_ids, not_asked
 from sao_lib.engines.chat import Chat
 from sao_lib.errors import SaoError
 from sao_lib.machine import has_gpu
-from sao_lib.progress import TOKENS, quiet
+from sao_lib.progress import TOKENS, bar, quiet
 from sao_lib.settings import Engine as EngineSettings
 
 CPU_BLOCK = 32  # tokens in a block of vLLM's cache on CPU, and so the grain at which beginnings are shared
@@ -138,7 +138,7 @@ class VLLMEngine:
             self.llm.reset_prefix_cache()
             order = sorted(range(len(ids)), key=ids.__getitem__)  # neighbours share the longest beginnings
             prompts = [TokensPrompt(prompt_token_ids=ids[i]) for i in order]
-            out = self.llm.generate(prompts, [params[i] for i in order], use_tqdm=False)
+            out = self.llm.generate(prompts, [params[i] for i in order], use_tqdm=bar())
         TOKENS["read"] += sum(map(len, ids)) - sum(o.num_cached_tokens or 0 for o in out)
         TOKENS["written"] += sum(len(o.outputs[0].token_ids) for o in out)
         return [o for _, o in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]

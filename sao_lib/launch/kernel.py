@@ -29,10 +29,14 @@ CLOSE = "from sao_lib.engines import close_kept; close_kept()"
 
 
 class Kernel:
-    """One kernel process. `manager()` is papermill's `km`: a running kernel in which nothing has been defined yet."""
+    """One kernel process. `manager()` is papermill's `km`: a running kernel in which nothing has been defined yet.
 
-    def __init__(self) -> None:
+    `variables` of the environment are set for it beside ours.
+    """
+
+    def __init__(self, variables: dict[str, str] | None = None) -> None:
         self._manager: Any = None
+        self.variables = variables or {}
 
     def manager(self) -> Any:
         """The kernel's manager; a kernel that has died is started anew."""
@@ -48,6 +52,7 @@ class Kernel:
         environment = {
             **os.environ,
             **ENVIRONMENT,
+            **self.variables,
             STARTED_BY: str(os.getpid()),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }

@@ -66,7 +66,7 @@ def caption(run: Run, rows: TableRows) -> str:
 
 def _outdated(run: Run) -> list[str]:
     """Which of the runs behind this table other code made than this, as of now."""
-    found = outdated_behind(run.spec["inputs"].values())
+    found = {} if run.is_lesson else outdated_behind(run.spec["inputs"].values())
     if not found:
         return []
     parts = ", ".join(dict.fromkeys(part for why in found.values() for part in why))
@@ -275,6 +275,6 @@ def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -
         writer.writerows([row.name, *(value_of(c, row) for c in names)] for row in rows.values())
     write_atomic(run.folder / f"{name}.csv", buffer.getvalue())
     write_atomic(run.folder / f"{name}.tex", latex(table))
-    minutes = round(seconds_behind(run.spec["inputs"].values()) / 60, 1)
+    minutes = round(seconds_behind(run.spec["inputs"].values(), run.inputs_in) / 60, 1)
     found = {"command": run.params["command"], "minutes": minutes, "claims": list(checked)}
     write_atomic(run.folder / "claims.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")

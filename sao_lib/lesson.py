@@ -1,0 +1,39 @@
+"""The notebooks' own small runs: what a notebook opens where no run is named, on rows that come with the repository.
+
+`notebooks/data/README.md` says how the rows were made. A lesson run is never one of a table's runs.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sao_lib.errors import SaoError
+from sao_lib.files import write_atomic
+from sao_lib.settings import NOTEBOOKS, ROOT
+
+DATA = ROOT / "notebooks" / "data"
+SPECS = DATA / "specs"  # <stage>.json, as `launch.lessons` planned them
+ROWS = DATA / "runs"  # the finished runs that lessons read, in the place of outputs/
+
+
+def spec_of(stage: str) -> dict[str, Any]:
+    """The spec of the lesson of `stage`; raises SaoError if there is none."""
+    try:
+        return dict(json.loads((SPECS / f"{stage}.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise SaoError(f"There is no lesson '{stage}'; there are: {', '.join(NOTEBOOKS)}.") from None
+
+
+def folder_of(stage: str, lessons: Path, manifest: str) -> Path:
+    """The folder of this lesson in `lessons`: as an interrupted one left it, else with nothing but its spec.
+
+    A lesson that has its `manifest` begins anew, as does one with another spec.
+    """
+    spec = json.dumps(spec_of(stage), indent=1, ensure_ascii=False) + "\n"
+    folder = lessons / NOTEBOOKS[stage]
+    file = folder / "spec.yaml"
+    if (folder / manifest).is_file() or not file.is_file() or file.read_text(encoding="utf-8") != spec:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomic(file, spec)
+    return folder

@@ -1,0 +1,190 @@
+"""The notebooks as lessons: they open where no run is named, and what stands in them is theirs and fit to be read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from sao_lib import lesson, progress, provenance, runs
+from sao_lib.errors import SaoError
+from sao_lib.launch import lab, lesson_rows, lessons
+from sao_lib.runs import MANIFEST, Run, load
+from sao_lib.settings import NOTEBOOKS, ROOT
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(runs, "OUTPUTS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage", NOTEBOOKS)
+def test_a_notebook_without_a_run_opens_a_lesson_whose_inputs_are_there(stage: str, outputs: Path) -> None:
+    run = Run.open("", stage)
+    assert run.folder == outputs / "lesson" / NOTEBOOKS[stage]
+    assert run.spec["stage"] == stage
+    for role in run.spec["inputs"]:
+        assert run.input(role).results
+    cells = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", 4).cells
+    assert any(f'Run.open(spec, "{stage}")' in c.source for c in cells)
+    assert next(c for c in cells if "parameters" in c.metadata.get("tags", [])).source.startswith('spec = ""  #')
+
+
+def test_a_lesson_that_was_interrupted_goes_on_and_one_that_finished_begins_anew(outputs: Path) -> None:
+    run = Run.open("", "math500")
+    (run.folder / "rows.jsonl").write_text("{}\n")
+    assert (Run.open("", "math500").folder / "rows.jsonl").exists()
+    run.finish({})
+    assert load(run.folder)
+    again = Run.open("", "math500")
+    assert not (again.folder / "rows.jsonl").exists()
+    assert not (again.folder / MANIFEST).exists()
+
+
+def test_a_lesson_of_other_settings_begins_anew(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open("", "math500")
+    (run.folder / "rows.jsonl").write_text("{}\n")
+    changed = {**lesson.spec_of("math500"), "name": "other"}
+    monkeypatch.setattr(lesson, "spec_of", lambda stage: changed)
+    assert not (Run.open("", "math500").folder / "rows.jsonl").exists()
+
+
+def test_a_lesson_writes_nowhere_else_and_what_it_reads_is_as_before(outputs: Path) -> None:
+    before = {p: p.read_bytes() for p in lesson.DATA.rglob("*") if p.is_file()}
+    run = Run.open("", "rating")
+    run.finish({"score": 1})
+    assert {p.relative_to(outputs).parts[:2] for p in outputs.rglob("*") if p.is_file()} == {("lesson", "10_rating")}
+    assert {p: p.read_bytes() for p in lesson.DATA.rglob("*") if p.is_file()} == before
+
+
+def test_an_unknown_lesson_is_one_sentence(outputs: Path) -> None:
+    with pytest.raises(SaoError, match="There is no lesson 'judges'; there are: synthesize"):
+        Run.open("", "judges")
+
+
+def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small() -> None:
+    assert {stage: lesson.spec_of(stage) for stage in NOTEBOOKS} == json.loads(json.dumps(lesson_rows.planned()[0]))
+    assert sum(p.stat().st_size for p in lesson.DATA.rglob("*") if p.is_file()) < 200_000
+
+
+@pytest.mark.parametrize("name", lessons.names())
+def test_what_a_notebook_shows_was_made_by_its_cells(name: str) -> None:
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    shows = any(c.outputs for c in cells if c.cell_type == "code")
+    assert not shows or name not in lessons.stale(), f"run `make notebooks ONLY={name}`"
+
+
+@pytest.fixture
+def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """One notebook in a folder of its own, with outputs as `make notebooks` leaves them."""
+    monkeypatch.setattr(lessons, "FOLDER", tmp_path)
+
+    def make(code: str = "1 + 1", prose: str = "A sum.", metadata: Any = None, **output: Any) -> Path:
+        cell = new_code_cell(code, outputs=[new_output("stream", text="2\n")], **output)
+        path = tmp_path / "06_logits_skew.ipynb"
+        nbformat.write(new_notebook(cells=[new_markdown_cell(prose), cell], metadata=metadata or {}), path)
+        return path
+
+    return make
+
+
+def test_outputs_of_other_code_are_noticed_and_saving_after_a_run_is_not(notebooks: Callable[..., Path]) -> None:
+    path = notebooks()
+    assert lessons.stale() == ["06_logits_skew"], "nobody has executed it"
+    known = {lessons.TAG: {"code": provenance.cells_of(path), "seconds": 1}}
+    notebooks(metadata=known, prose="A longer sentence.", execution_count=7)
+    assert lessons.stale() == []
+    notebooks(metadata=known, code="1 + 1  # two")
+    assert lessons.stale() == []
+    notebooks(metadata=known, code="1 + 2")
+    assert lessons.stale() == ["06_logits_skew"]
+
+
+def of(*outputs: Any) -> Any:
+    return new_notebook(cells=[new_code_cell("x", outputs=list(outputs))])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[2026-11-23 12:39:28,570] done", "a time of day"),
+        ("[WARNING] [real_accelerator.py:213:get] Setting accelerator to CPU", "log line"),
+        ("FutureWarning: `x` is deprecated", "log line"),
+        (f"saved to {ROOT}/outputs/x", "a path of this machine"),
+        ("Traceback (most recent call last)", "an error"),
+        ("x" * 400_000, "400 kB, more than 300"),
+    ],
+)
+def test_outputs_that_are_not_fit_to_be_committed_are_named(text: str, said: str) -> None:
+    notebook = of(new_output("stream", text=text))
+    assert said in "; ".join(lessons.unfit(notebook, len(text)))
+    html = of(new_output("display_data", data={"text/html": text}))
+    assert said in "; ".join(lessons.unfit(html, len(text)))
+
+
+def test_ordinary_outputs_are_fit() -> None:
+    text = "win rate 45.31% (SE 6.3), n = 64; 2026 prompts\nINFO about rain"
+    assert list(lessons.unfit(of(new_output("stream", text=text)), 1000)) == []
+
+
+def test_cleaning_leaves_results_and_takes_out_this_machine(tmp_path: Path) -> None:
+    notebook = of(
+        new_output("stream", name="stderr", text="chatter"),
+        new_output("stream", text=f"{ROOT}{os.sep}params/x and {tmp_path}/lesson/y"),
+        new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "kept"}),
+    )
+    notebook.metadata["widgets"] = {"state": {}}
+    notebook.cells[0].metadata.update(tags=["parameters"], execution={"iopub.execute_input": "2026-11-27T12:00:00"})
+    lessons.cleaned(notebook, tmp_path)
+    stream, shown = notebook.cells[0].outputs
+    assert stream.text == "params/x and outputs/lesson/y"
+    assert shown.data == {"text/plain": "kept"}
+    assert notebook.cells[0].metadata == {"tags": ["parameters"]}
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_the_numbers_name_every_notebook() -> None:
+    for name in lessons.names():
+        assert f"[{name}](../notebooks/{name}.ipynb)" in lessons.NUMBERS.read_text()
+
+
+def test_the_lab_opens_the_first_notebook_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    command = lab.command()
+    assert f"--ServerApp.root_dir={ROOT}" in command
+    assert "--ServerApp.ip=127.0.0.1" in command
+    assert "--LabApp.news_url=None" in command
+    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST}" in command
+    assert (ROOT / lab.FIRST).is_file()
+    assert not any("token" in part or "allow-root" in part for part in command), "jupyter makes a token of its own"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "--allow-root" in lab.command()
+    assert "TQDM_DISABLE" not in lab.environment()
+
+
+def test_who_runs_a_cell_by_hand_sees_one_line_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, content: dict[str, str], raw: bool) -> None:
+            shown[-1] = content["text/plain"]
+
+    def display(content: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        shown.append(content["text/plain"])
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    progress.Progress(tmp_path, "rows", 1).update(1)
+    assert shown == [], "a notebook that a command executes has none"
+    assert progress.bar() is False
+    monkeypatch.setattr(progress, "by_hand", lambda: True)
+    monkeypatch.setattr(progress.time, "monotonic", iter(range(0, 100, 10)).__next__)
+    moving = progress.Progress(tmp_path, "rows", 4)
+    moving.update(1)
+    moving.update(1)
+    assert shown == ["rows 2/4, 0.1 rows/s, 0:20 left"]
