@@ -11,7 +11,7 @@ python = $(dir $<)bin/python
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor report status test lint published-data lab student solutions clean
+.PHONY: help setup doctor report status test lint published-data lab student solutions site clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -70,6 +70,9 @@ student: .venv/.course  ## Exercises without solutions or outputs, into build/st
 
 solutions: .venv/.course  ## Prove every exercise: its solution passes, a student's copy and planted wrong answers fail; a minute
 	@$(python) tools/exercises.py solutions
+
+site: .venv/.course  ## Notebooks, report, exercises and teaching notes as a website without a network, into build/site; 2 minutes
+	@$(python) tools/website.py
 
 clean:  ## Delete outputs/ except the reference results; asks nothing
 	@find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
