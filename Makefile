@@ -26,7 +26,7 @@ endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor fetch export report status test lint published-data lab notebooks lesson-rows student solutions clean \
+.PHONY: help setup doctor fetch export report status test lint published-data lab notebooks lesson-rows student solutions site clean \
 	plan plan- reproduce reproduce-
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -106,6 +106,9 @@ student: .venv/.course  ## Exercises without solutions or outputs, into build/st
 
 solutions: .venv/.course  ## Prove every exercise: its solution passes, a student's copy and planted wrong answers fail; a minute
 	@$(python) tools/exercises.py solutions
+
+site: .venv/.course  ## Notebooks, report, exercises and teaching notes as a website without a network, into build/site; 2 minutes
+	@$(python) tools/website.py
 
 clean:  ## Delete outputs/ except the reference results; asks nothing
 	@find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
