@@ -185,7 +185,7 @@ with cards.held(int(sys.argv[sys.argv.index("--cards") + 1]), plan["pool"]):
     while len([*folder.parent.glob("*/begun")]) < 4 and folder.parent.name == "train" and time.monotonic() < ends:
         time.sleep(0.1)
     (folder / "saw.json").write_text(json.dumps(os.environ["CUDA_VISIBLE_DEVICES"]))
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps({"spec": {"params": {}}, "files": {}}))
 """
 
 

@@ -42,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyProxy]:
 
 
 def engine_in(folder: Path, max_usd: float = 1.0) -> OpenAIEngine:
-    return OpenAIEngine("gpt-4o-mini", Engine(kind="openai", max_usd=max_usd), folder / "engine.log")
+    return OpenAIEngine("gpt-4o-mini", Engine(kind="openai", max_usd=max_usd, api_workers=1), folder / "engine.log")
 
 
 WHOLE = json.dumps(completion()).encode()
@@ -188,7 +188,6 @@ def test_what_can_be_no_key_or_address_is_refused_before_anything_is_asked(
 def test_where_nobody_listens_is_said_after_two_retries_and_not_after_fourteen(
     server: FlakyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(openai_api, "WORKERS", 1)
     server.fault = lambda n: Fault(0)
     with pytest.raises(SaoError, match="cannot be reached"):
         engine_in(tmp_path).generate(ASKED, 6, 0.0, [0, 0, 0])

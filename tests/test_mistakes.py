@@ -363,7 +363,7 @@ def test_what_is_typed_reaches_python_and_neither_make_nor_the_shell(suite: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["reproduce-smoke", "PROFILE=cpuu"], "There is no profile 'cpuu' in params/profiles/; there are: cpu gpu"),
+        (["reproduce-smoke", "PROFILE=cpuu"], "There is no profile 'cpuu' in params/profiles/; there are: cpu"),
         (["reproduce-smoke", "PROFILE="], "There is no profile ''"),
         (["reproduce-smoke", "PROFILE=../profiles/cpu"], "There is no profile '../profiles/cpu'"),
         (["setup", "PROFILE=papper"], "There is no profile 'papper'"),

@@ -199,11 +199,11 @@ def test_an_apis_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     engine = OpenAIEngine("gpt-4o", Engine(kind="openai", max_usd=5), tmp_path / "log")
 
-    def refuse(**_: Any) -> None:
+    def refuse(*_: Any) -> bytes:
         response = httpx.Response(400, request=httpx.Request("POST", "http://127.0.0.1"))
         raise BadRequestError("too many tokens", response=response, body={"code": "context_length_exceeded"})
 
-    monkeypatch.setattr(engine.client.chat.completions, "create", refuse)
+    monkeypatch.setattr(engine, "_body", refuse)
     request = Conversation(({"role": "user", "content": LONG},))
     assert engine.generate([request], 8, 0.0, [0])[0].reason == TOO_LONG
     assert all(map(math.isnan, engine.label_logprobs([request], ("a", "b"))[0]))

@@ -78,6 +78,7 @@ def main(words: Sequence[str]) -> int:
         _end(set(_alive().get(me, [])) - {process.pid})
     _end(set(_alive().get(me, [])))
     code = process.wait()
+    _end(set(_alive().get(me, [])))  # what was still its child when it ended just now
     return code if code >= 0 else 128 - code
 
 

@@ -18,7 +18,7 @@ class SortedInSteps(Sampler[int]):
     So what does not fit the card shows at once. Consecutive micro-batches go to the processes in turn.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int | None) -> None:
         self.lengths, self.global_batch = lengths, global_batch
         self.random = SeedableRandomSampler(range(len(lengths)), data_seed=seed)
 

@@ -66,7 +66,7 @@ class PreferenceTrainer(DPOTrainer):
         p, rows = self.preference, train_dataset or self.train_dataset
         if p.micro_batch * p.processes == 1:
             return super()._get_train_sampler(train_dataset)
-        return SortedInSteps(lengths(rows), p.global_batch, self.args.data_seed or 0)
+        return SortedInSteps(lengths(rows), p.global_batch, self.args.data_seed)
 
     def _prepare_input(self, data: Any) -> Any:
         """As transformers', which under DeepSpeed rounds floats to bf16: DPO's reference log p, off by up to a nat."""
