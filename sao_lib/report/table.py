@@ -114,7 +114,7 @@ def _graders(rows: TableRows) -> list[str]:
             said[f"The rater, {results['rater']}, by its average,"] = results["grader"]["average"]
     return [
         f"{who} is right on {100 * (g['agreement'] or 0):.0f}% (SE {100 * (g['se'] or 0):.0f}) of {g['n']} labelled "
-        + ("pairs." if g["signal"] else "pairs, which is no signal: no digits are printed.")
+        + ("pairs." if g["signal"] else "pairs, which is no signal. What has none is printed without digits.")
         for who, g in said.items()
     ]
 
