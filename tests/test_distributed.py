@@ -254,7 +254,8 @@ import deepspeed
 from deepspeed.utils import safe_get_full_grad
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 config = {**json.load(open(sys.argv[1])), "bf16": {"enabled": True}, "gradient_accumulation_steps": 16,
-          "gradient_clipping": 0, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 16}
+          "gradient_clipping": 0, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 16,
+          "zero_allow_untested_optimizer": True}
 model = torch.nn.Linear(1, 1, bias=False)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=True)

@@ -59,10 +59,10 @@ def test_training_on_the_papers_machine_asks_for_its_cards_memory_and_time(paper
     assert "--ntasks" not in call  # as many tasks as cards would multiply the cores
 
 
-@pytest.mark.parametrize(("name", "gpu"), [("random", False), ("length", False), ("armorm", True), ("self", True)])
-def test_a_judge_that_opens_no_model_asks_for_no_gpu(paper: plan.Plan, name: str, gpu: bool) -> None:
+@pytest.mark.parametrize(("name", "gpus"), [("random", None), ("length", None), ("armorm", 1), ("self", 4)])
+def test_a_judge_asks_for_the_gpus_that_its_model_takes(paper: plan.Plan, name: str, gpus: int | None) -> None:
     judge = next(r for r in paper.runs if r.spec["stage"] == "judge" and r.spec["name"].startswith(name))
-    assert ("--gpus=4" in asked(judge, paper)) is gpu
+    assert re.findall(r"--gpus=(\d+)", asked(judge, paper)) == ([str(gpus)] if gpus else [])
 
 
 def test_tables_ask_for_no_gpu(paper: plan.Plan) -> None:

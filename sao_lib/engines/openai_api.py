@@ -264,6 +264,7 @@ class OpenAIEngine:
                     if error.status_code not in (408, 409, 429) and error.status_code < 500:
                         raise
                     client = self.client
+                    time.sleep(PAUSE)
             return self._body(client, request)
         except AuthenticationError:
             raise SaoError(f"The API refused OPENAI_API_KEY for {self.model}; check the key.") from None
