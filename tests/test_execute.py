@@ -21,7 +21,7 @@ from sao_lib.plan import chain
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT
 
-KEY = "sk-proj-T3BlbkFJ0a1b2c3d4e5f"
+KEY = "secret-T3BlbkFJ0a1b2c3d4e5f"
 Executed = Callable[[Run, Path], None]
 
 

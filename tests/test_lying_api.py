@@ -17,7 +17,7 @@ from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import append_rows, read_rows
 from sao_lib.settings import Engine
 
-KEY = "sk-proj-T3BlbkFJ0a1b2c3d4e5f"
+KEY = "secret-T3BlbkFJ0a1b2c3d4e5f"
 ASKED = [Conversation(({"role": "user", "content": f"Count on from {n}."},)) for n in range(3)]
 
 
