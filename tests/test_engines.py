@@ -183,7 +183,7 @@ def test_vllms_own_processes_end_with_what_opened_them(killed: bool, tmp_path: P
         assert process.wait(300) == (137 if killed else 0)
     below = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(below) >= 2
-    assert not any(psutil.pid_exists(pid) for pid in below)
+    assert not [pid for pid in below if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 def test_copies_have_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_a_process_is_set_up_for_gpus_before_torch_is_asked_for_them() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "spawn", "False"]
     asking = [p for p in (ROOT / "sao_lib").rglob("*.py") if "cuda.is_available" in p.read_text()]
-    assert [p.name for p in asking] == ["machine.py"]
+    assert {p.name for p in asking} == {"machine.py", "cards.py"}  # the latter in a process of its own
 
 
 def test_options_reach_vllm_over_ours() -> None:
