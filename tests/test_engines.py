@@ -183,7 +183,7 @@ def test_vllms_own_processes_end_with_what_opened_them(killed: bool, tmp_path: P
         assert process.wait(300) == (137 if killed else 0)
     below = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(below) >= 2
-    assert not [pid for pid in below if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    assert not any(psutil.pid_exists(pid) for pid in below)
 
 
 def test_copies_have_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,11 @@ def main(words: Sequence[str]) -> int:
     _end(set(_alive().get(me, [])))
     code = process.wait()
     _end(set(_alive().get(me, [])))  # what was still its child when it ended just now
+    ends = time.monotonic() + GRACE
+    with contextlib.suppress(ChildProcessError):  # raised when none is left; else the command would keep zombies
+        while time.monotonic() < ends:
+            os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.02)
     return code if code >= 0 else 128 - code
 
 
