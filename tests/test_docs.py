@@ -67,7 +67,7 @@ def test_conda_makes_the_environment_of_the_lock_and_make_uses_it() -> None:
     (pip,) = (part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
     assert pip == ["-r requirements-gpu.lock", "-e ."]
     assert (ROOT / "requirements-gpu.lock").is_file()
-    given = ["make", "-n", "reproduce-table6", "PROFILE=paper", "VENV=active"]
+    given = ["make", "--no-print-directory", "-n", "reproduce-table6", "PROFILE=paper", "VENV=active"]
     said = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.startswith("python -m sao_lib reproduce")
     assert "install.sh" not in said

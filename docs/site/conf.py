@@ -8,7 +8,7 @@ project = "SAO, reproduced"
 html_title = project
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline", "sphinx_exercise"]
-exclude_patterns = [".doctrees"]
+exclude_patterns = [".doctrees", "notebooks/data"]  # the rows that lessons start from are no page
 
 nb_execution_mode = "off"  # outputs as committed
 nb_merge_streams = True
