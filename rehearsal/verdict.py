@@ -45,6 +45,9 @@ def problems(name: str, outcome: Outcome) -> list[str]:
     found = [f"leaked by {name}: {process}" for process in outcome.leaked]
     if outcome.hung:
         found.append(f"hung in {name}: {outcome.hung}")
+    elif outcome.out_of_memory:
+        held = max((stage.peak_gib for stage in outcome.stages.values()), default=0.0)
+        found.append(f"out of memory in {name}, whose processes held up to {held:.1f} GiB")
     elif outcome.out_of_time:
         found.append(f"out of time in {name}; raise LIMIT")
     elif outcome.code:

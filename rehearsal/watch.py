@@ -18,12 +18,14 @@ from pathlib import Path
 
 import psutil
 
+from sao_lib.machine import available_gib
 from sao_lib.settings import ROOT
 
 MARK = "SAO_REHEARSED"  # in the environment of all that a watched command starts: whose it is
 YOUNG = 5.0  # seconds; a younger process may not have its own environment yet
 LOOK, SAMPLE = 0.2, 2.0  # seconds between two looks at the command, at its processes
 GRACE = 10.0  # seconds that a process may outlive the command
+LEAST_GIB = 1.0  # of memory that the machine keeps for others
 # A line of `launch.execute`'s: `[4/33, 6:10 left] train/simpo-self: done in 0:10`.
 LINE = re.compile(r"(?:\[[^\]]*\] )?(\w+)/(\S+): (started|done in )")
 
@@ -40,11 +42,12 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """How a command ended. `code` is None where it was ended: it hung, or its time was up."""
+    """How a command ended. `code` is None where it was ended: it hung, or its time or the machine's memory was up."""
 
     code: int | None = None
     hung: str | None = None
     out_of_time: bool = False
+    out_of_memory: bool = False
     leaked: list[str] = field(default_factory=list)
     stages: dict[str, Stage] = field(default_factory=lambda: defaultdict(Stage))
     said: list[str] = field(default_factory=list)
@@ -94,7 +97,8 @@ def _runs(process: psutil.Process) -> bool:
 def named(process: psutil.Process) -> str:
     """A process in words."""
     try:
-        return f"{process.pid} {' '.join(process.cmdline())[:100] or process.name()}"
+        words = " ".join(process.cmdline()).split()  # a title is padded with blanks
+        return f"{process.pid} {' '.join(words)[:100] or process.name()}"
     except psutil.Error:
         return f"{process.pid}, which has just ended"
 
@@ -121,7 +125,8 @@ class Watch:
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Outcome:
         start, lines = time.monotonic(), queue.SimpleQueue[str]()
-        given = {**environment, MARK: self.marked.mark, "SPT_NOENV": "1"}  # a title over the environment would hide it
+        # A title written over the environment would hide the mark; a Python that is aborted says where it stood.
+        given = {**environment, MARK: self.marked.mark, "SPT_NOENV": "1", "PYTHONFAULTHANDLER": "1"}
         process = subprocess.Popen(
             command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             start_new_session=True, preexec_fn=_die_with_us if sys.platform == "linux" else None,
@@ -150,12 +155,11 @@ class Watch:
             if now - sampled > SAMPLE:
                 self._sample()
                 sampled = time.monotonic()
-            if now > self.ends:
-                self.outcome.out_of_time = True
+            self.outcome.out_of_time = now > self.ends
+            if self.outcome.out_of_time or self.outcome.out_of_memory:
                 return
             if now - self.moved > self.patience:
-                alive = "; ".join(sorted(map(named, self.marked.alive())))
-                self.outcome.hung = f"{self.last}: nothing moved for {self.patience:.0f} s; alive: {alive}"
+                self._note_hung(lines)
                 return
         self.outcome.code = code
 
@@ -187,9 +191,21 @@ class Watch:
         for stage, _ in self.begun:
             taken = self.outcome.stages[stage]
             taken.peak_gib, taken.processes = max(taken.peak_gib, held), max(taken.processes, len(alive))
+        self.outcome.out_of_memory = available_gib() < LEAST_GIB
         files = [(str(path), _stamp(path)) for path in self.outputs.rglob("*") if path.is_file()]
         if (seen := str(sorted(files))) != self.seen:
             self.seen, self.moved = seen, time.monotonic()
+
+    def _note_hung(self, lines: "queue.SimpleQueue[str]") -> None:
+        """Who is left, and where each stood: on our terminal, or in the log of an engine or a training."""
+        alive = sorted(self.marked.alive(), key=lambda process: process.pid)
+        said = "; ".join(map(named, alive))
+        self.outcome.hung = f"{self.last}: nothing moved for {self.patience:.0f} s; alive: {said}"
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGABRT)
+        time.sleep(10 * LOOK)
+        self._take(lines)
 
     def _note_leaked(self) -> None:
         """What outlives the command by more than moments."""

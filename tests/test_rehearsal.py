@@ -1,6 +1,7 @@
 """`make rehearse`: each of its verdicts fires where it must, and its short form walks the paper's table 6 here."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -79,6 +80,7 @@ def test_a_stage_that_moves_no_more_is_a_hang_and_is_ended(tmp_path: Path) -> No
     assert found.hung is not None
     assert found.hung.startswith("train/simpo-self: nothing moved for 3 s; alive: ")
     assert verdict.problems("walk", found)[0].startswith("hung in walk: train/simpo-self")
+    assert any('File "<string>", line 1' in line for line in found.said), "where it stood is said"
 
 
 def test_a_stage_that_only_writes_files_moves(tmp_path: Path) -> None:
@@ -96,6 +98,12 @@ def test_a_command_has_its_time_and_no_more(tmp_path: Path) -> None:
     found = watched(code, tmp_path, seconds=2)
     assert found.out_of_time
     assert verdict.problems("walk", found) == ["out of time in walk; raise LIMIT"]
+
+
+def test_a_command_leaves_the_machine_some_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rehearsal.watch.available_gib", lambda: 0.5)
+    found = watched("import time; print('judge/one: started', flush=True); time.sleep(600)", tmp_path)
+    assert re.fullmatch(r"out of memory in walk, whose .* up to 0\.\d GiB", verdict.problems("walk", found)[0])
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
