@@ -40,8 +40,9 @@ QWEN2 = """\
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
 {{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+WIDTH = 32  # of a head: the least that vLLM's attention on CPU knows
 SIZE = {
-    "hidden_size": 64,
+    "hidden_size": 2 * WIDTH,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -106,7 +107,7 @@ def make(name: str, folder: Path, positions: int = 2048, spread: float = 0.2, en
     ends = tokenizer.convert_tokens_to_ids(family.ends)
     config: Any = family.config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        **{**SIZE, "num_attention_heads": heads},
+        **{**SIZE, "hidden_size": WIDTH * heads, "num_attention_heads": heads},
         max_position_embeddings=positions,
         initializer_range=spread,
         tie_word_embeddings=True,
@@ -134,7 +135,7 @@ def shrunk(name: str, folder: Path, positions: int = 2048, spread: float = 0.02,
     config: Any = AutoConfig.from_pretrained(source)
     for key, value in {
         **SIZE,
-        "head_dim": 32,
+        "head_dim": WIDTH,
         "max_position_embeddings": positions,
         "initializer_range": spread,
     }.items():

@@ -19,7 +19,7 @@ from sao_lib.files import Record, write_rows
 
 COMMIT = "0" * 40  # what the main branch means
 POSITIONS, SPREAD, END = 32768, 0.02, 15.0  # so that four answers in ten end before 64 tokens
-HEADS = 4  # as many as cards that a judge of 72B is spread over
+HEADS = {"llama3": 4, "qwen2": 4}  # as many as the cards that a judge of 70B is spread over
 EMBEDDED = "embedded/"
 FAMILY_OF = {"gemma-2": "gemma2", "llama-3": "llama3", "qwen2": "qwen2"}  # in a model's name: one of FAMILIES
 
@@ -120,7 +120,7 @@ def _family(name: str) -> str | None:
 def _made(family: str, folder: Path) -> Path:
     if family == "armorm":
         return families.make_armorm(folder, positions=POSITIONS, spread=SPREAD)
-    return families.make(family, folder, POSITIONS, SPREAD, END, HEADS)
+    return families.make(family, folder, POSITIONS, SPREAD, END, HEADS.get(family, 2))
 
 
 def _put_embedded(cache: Path, name: str) -> None:
