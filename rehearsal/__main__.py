@@ -120,12 +120,14 @@ class Rehearsal:
 
 
 def counted(rows: Sequence[Row]) -> Row:
-    """The row to count with: one that asks a language model, whose replies are canned, if there is one."""
-    return next((row for row in rows if SOURCES[row.settings.judge.source].opens == "engine"), rows[-1])
+    """The row to count with: the last that asks a language model, whose replies are canned, if there is one."""
+    return next((row for row in rows[::-1] if SOURCES[row.settings.judge.source].opens == "engine"), rows[-1])
 
 
 def chosen(plan: planning.Plan, names: Sequence[str], count: int = 2) -> list[Row]:
-    """The rows with these `names`; of none the `count` that open most models, APIs' left out.
+    """The rows with these `names`; of none the one that opens most models, self-feedback, and what opens most.
+
+    There are `count` of them, and none that asks an API.
 
     Raises SaoError for a name that the table does not have on this profile, and for a row that cannot be.
     """
@@ -140,7 +142,9 @@ def chosen(plan: planning.Plan, names: Sequence[str], count: int = 2) -> list[Ro
     possible = [row for row in plan.rows if row.runs and not row.skipped and not _asks_api(row)]
     if not possible:
         raise SaoError(f"{plan.experiment} on {plan.profile} has no row that runs without an API.")
-    return sorted(possible, key=_opens, reverse=True)[:count]
+    most = sorted(possible, key=_opens, reverse=True)
+    own = [row for row in possible if (row.settings.judge.source, row.settings.judge.model) == ("llm", None)]
+    return list({row.name: row for row in [*most[:1], *own[:1], *most]}.values())[:count]
 
 
 def _asks_api(row: Row) -> bool:
@@ -160,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with rows_may_be_shrunk():
             plan = planning.make(given.profile, given.experiment)
+        if not plan.base.machine.gpus:
+            raise SaoError(f"Profile {given.profile} needs no GPU and no rehearsal; PROFILE=paper, gpu or gpu-small.")
         rows = chosen(plan, given.rows.replace(",", " ").split())
         folder = (given.outputs or HERE / f"{given.profile}-{given.experiment}").absolute()
         shutil.rmtree(folder, ignore_errors=True)

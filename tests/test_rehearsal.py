@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rehearsal import sizes, verdict
-from rehearsal.__main__ import chosen, counted
+from rehearsal.__main__ import chosen, counted, main
 from rehearsal.command import fake_cards, rows_may_be_shrunk
 from rehearsal.fake_api import served
 from rehearsal.watch import MARK, Marked, Outcome, Stage, Watch, plain_environment
@@ -208,8 +208,14 @@ def test_rows_are_named_or_those_that_open_most() -> None:
     paper = planning.make("paper", "table6")
     assert {row.name for row in chosen(paper, [])} == {"armorm", "self"}
     assert [row.name for row in chosen(paper, ["gpt4o"])] == ["gpt4o"]
+    assert counted(chosen(planning.make("gpu-small", "table6"), [])).name == "self"
     with pytest.raises(SaoError, match="table6 has no row 'none' on paper; there are: random"):
         chosen(paper, ["none"])
+
+
+def test_a_profile_without_cards_is_not_rehearsed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["table6", "--profile", "cpu", "--outputs", str(tmp_path)]) == 1
+    assert "Profile cpu needs no GPU and no rehearsal" in capsys.readouterr().err
 
 
 def test_fake_cards_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
