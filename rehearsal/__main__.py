@@ -29,6 +29,7 @@ from sao_lib.progress import clock
 from sao_lib.settings import ROOT
 
 HERE = ROOT / "outputs" / "rehearsal"
+PARTS = ("hub", "ipython", "walk", "count-*")  # of the folder of a rehearsal
 API = "openai/"
 
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--sizes", default="1000,10000,60000", help="rows that are counted")
     top.add_argument("--patience", type=float, default=300, help="seconds without any movement that are a hang")
     top.add_argument("--only", choices=("walk", "count"), help="one of the two parts")
-    top.add_argument("--outputs", type=Path, help="default: outputs/rehearsal/PROFILE-TABLE; emptied before")
+    top.add_argument("--outputs", type=Path, help="default: outputs/rehearsal/PROFILE-TABLE; begun anew")
     return top
 
 
@@ -168,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise SaoError(f"Profile {given.profile} needs no GPU and no rehearsal; PROFILE=paper, gpu or gpu-small.")
         rows = chosen(plan, given.rows.replace(",", " ").split())
         folder = (given.outputs or HERE / f"{given.profile}-{given.experiment}").absolute()
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in (part for name in PARTS for part in folder.glob(name)):
+            shutil.rmtree(left)
         this = Rehearsal(given.profile, given.experiment, given.limit, given.patience, folder, rows, plan)
         this.prepare()
         if given.only != "count":
