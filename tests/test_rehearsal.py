@@ -63,8 +63,11 @@ ORPHAN = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LEAK!r
 
 
 @pytest.mark.parametrize("code", [LEAK, ORPHAN])
-def test_a_process_that_outlives_the_command_is_a_leak_and_is_ended(code: str, tmp_path: Path) -> None:
+def test_a_process_that_outlives_the_command_is_a_leak_and_is_ended(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a session of its own and under another name, as vLLM's are; and orphaned before the command ended."""
+    monkeypatch.setattr("rehearsal.watch.GRACE", 2)
     found = watched(code, tmp_path)
     assert found.code == 0
     (left,) = found.leaked
