@@ -1,5 +1,6 @@
 """The notebooks as lessons: they open where no run is named, and what stands in them is theirs and fit to be read."""
 
+import ast
 import json
 import os
 import re
@@ -127,6 +128,31 @@ def test_it_begins_with_what_is_learnt_the_map_of_all_and_an_idea(name: str) -> 
         assert you.startswith(f"at **{name.replace('_', ' ')}**")
         assert "parameters" not in code[0].metadata.get("tags", []), "first an idea, then settings"
         assert f"(../exercises/{name}.ipynb)" in prose[-1].source or name == "04_answer"
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell gives a value, and those that it reads."""
+    given, read = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else given).add(node.id)
+        elif isinstance(node, ast.FunctionDef):
+            given.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            given |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return given, read
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_run_needs_nothing_from_the_cells_that_it_passes_over(name: str) -> None:
+    passed_over: set[str] = set()
+    for cell in cells_of(name)[1]:
+        given, read = names_in(cell.source)
+        if provenance.FOR_READERS in cell.metadata.get("tags", []):
+            passed_over |= given
+        else:
+            assert (read - given) & passed_over == set()
+            passed_over -= given
 
 
 @pytest.fixture
