@@ -5,7 +5,7 @@ command, sampled every two seconds, with shared pages counted once (PSS). CPU se
 whole tree of processes: what others do on the machine lengthens the clock and hardly these.
 
 The floor is the arithmetic that the runs cannot do without, at the speed at which one core multiplies matrices of the
-model's shapes in bf16, by CPU time, measured just before and after.
+model's shapes in the profile's dtype, by CPU time, measured just before and after.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+
+from sao_lib.machine import multiplies_bf16
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,13 +75,15 @@ def measured(command: list[str], folder: Path) -> dict[str, float]:
 
 
 def ceiling() -> float:
-    """Operations in a CPU second of one core, multiplying bf16 matrices of SmolLM2's shapes."""
+    """Operations in a CPU second of one core, multiplying matrices of SmolLM2's shapes, in bf16 where it has that."""
     code = """
 import statistics, time, torch
+from sao_lib.machine import multiplies_bf16
+dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
 torch.set_num_threads(1)
 rates = []
 for inner, columns in ((576, 1536), (1536, 576), (576, 576)):
-    a, b = torch.randn(512, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
+    a, b = torch.randn(512, inner).to(dtype), torch.randn(columns, inner).to(dtype)
     for _ in range(20):
         start = time.process_time()
         for _ in range(100):
@@ -177,6 +181,7 @@ def main() -> None:
         first = ceiling()
         found = {
             "cpus": os.cpu_count(),
+            "bf16": multiplies_bf16(),
             "setup": measured(["make", "setup"], clone),
             f"reproduce-{given.table}": measured(["make", f"reproduce-{given.table}"], clone),
             "report": measured(["make", "report"], clone),
@@ -215,8 +220,9 @@ def write(found: dict) -> None:
     floor = found["operations"] / found["ceiling_gflops"] / 1e9
     found["floor_seconds"], found["ratio"] = round(floor), round(commands[name]["cpu_seconds"] / floor, 2)
     (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
-    lines += ["", f"One core multiplied {found['ceiling_gflops']} GFLOP/s, which makes the floor of make {name} "
-              f"{found['floor_seconds']} CPU seconds: it took {found['ratio']} times as many."]  # fmt: skip
+    dtype = "bfloat16" if found["bf16"] else "float32, having no instructions for bfloat16"
+    lines += ["", f"One core multiplied {found['ceiling_gflops']} GFLOP/s in {dtype}, which makes the floor of make "
+              f"{name} {found['floor_seconds']} CPU seconds: it took {found['ratio']} times as many."]  # fmt: skip
     expected = predicted([*found["targets"]])
     lines += ["", "| stage | runs | seconds, summed over runs | predicted by `make plan-all` |", "|---|---|---|---|"]
     lines += [

@@ -1,6 +1,7 @@
-"""What this machine has free, within the limits of a container: cores, their idle share, memory, GPUs."""
+"""What this machine has, and has free within the limits of a container: cores, idle share, memory, GPUs."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def cores() -> int:
     import joblib  # comes with scikit-learn
 
     return int(joblib.cpu_count())
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has instructions for products of bfloat16; without, these take several times float32's time.
+
+    False where nothing can be read, as on macOS, whose build of torch has no such kernels.
+    """
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return bool(flags and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags[1].split()))
 
 
 def has_gpu() -> bool:

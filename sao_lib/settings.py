@@ -195,6 +195,9 @@ class Train(Strict):
     deepspeed: str | None = None
     attention: Literal["flash_attention_2", "sdpa", "eager"] = "sdpa"
     lora_rank: int | None = Field(default=None, ge=1, description="null: all weights are trained")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="of products, over weights in float32", json_schema_extra=LATER
+    )
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = False
     save_steps: int | None = Field(default=None, ge=1)

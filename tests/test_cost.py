@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sao_lib import machine as hardware
 from sao_lib.engines.openai_api import most_usd
 from sao_lib.errors import SaoError
 from sao_lib.launch import reproduce
@@ -18,6 +19,12 @@ from sao_lib.settings import Machine
 MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "main_path.json").read_text())
 API_JUDGE = ["judge.model=openai/gpt-4o", "judge.engine=null", "judge.reading=text", "judge.orders=one"]
 FAKE_MANIFEST = '{"spec": {"params": {}}, "files": {}}'  # of a run that has finished
+
+
+@pytest.fixture(autouse=True)
+def measured_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for the kind of CPU that was measured, whatever this one is."""
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: MEASURED["bf16"])
 
 
 def planned(profile: str, experiment: str, *assignments: str) -> dict[str, Planned]:

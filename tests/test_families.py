@@ -11,6 +11,7 @@ from typing import Any
 import families
 import pytest
 import torch
+from tiny_training import a_run
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,14 +28,14 @@ from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows
-from sao_lib.method import logps
+from sao_lib.method import logps, train
 from sao_lib.settings import ROOT
 
 NAMES = [*families.FAMILIES]
 SMALLEST = ["policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
             "synthesize.max_response_tokens=12", "judge.source=length", "judge.audit_questions=1", "train.held_out=2",
             "train.lora_rank=null", "train.samples=1", "evaluate.n=4", "evaluate.max_tokens=12",
-            "evaluate.labelled_questions=4", "evaluate.judges=[likelihood]"]  # fmt: skip
+            "evaluate.labelled_questions=4", "evaluate.gold_questions=4", "evaluate.judges=[relevance]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,20 +157,23 @@ def test_a_family_whose_masks_are_not_known_reads_each_prompt_twice() -> None:
     assert not logps.shares_prompts(model)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama3"])
-def test_the_main_path_runs_and_the_trained_model_ends_its_turns_as_before(
-    name: str, models: dict[str, Path], tmp_path: Path
-) -> None:
-    reproduce("table14", models[name], tmp_path)
-    trained = next(tmp_path.glob("cpu/train/*length*/model"))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trained_model_ends_its_turns_as_before(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    run, settings = a_run(tmp_path, models[name], pairs=8, epochs=1, attention="eager")
+    train.launch(run, settings)
+    trained, family = run.folder / "model", families.FAMILIES[name]
+    tokenizer = AutoTokenizer.from_pretrained(trained)
     ends = GenerationConfig.from_pretrained(trained).eos_token_id
-    family, tokenizer = families.FAMILIES[name], AutoTokenizer.from_pretrained(trained)
     assert set(tokenizer.convert_ids_to_tokens(ends)) == set(family.ends)
     assert (tokenizer.bos_token, tokenizer.eos_token) == (family.tokens["bos_token"], family.tokens["eos_token"])
     assert tokenizer.chat_template == family.template
-    attention = json.loads((trained.parent / "attention.json").read_text())
-    assert attention["used"] == "eager"
-    assert len({row["step"] for row in read_rows(trained.parent / "samples.jsonl")}) == 2
+
+
+def test_the_main_path_runs_with_the_papers_family(models: dict[str, Path], tmp_path: Path) -> None:
+    reproduce("table14", models["gemma2"], tmp_path)
+    trained = next(tmp_path.glob("cpu/train/*length*"))
+    assert json.loads((trained / "attention.json").read_text())["used"] == "eager"
+    assert len({row["step"] for row in read_rows(trained / "samples.jsonl")}) == 2
 
 
 def test_a_model_without_a_begin_token_passes_the_lesson_on_begin_tokens(

@@ -1,7 +1,10 @@
 """The graph of runs: shared work happens once, identity follows content."""
 
+from pathlib import Path
+
 import pytest
 
+from sao_lib import machine
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.plan import planning as plan
@@ -83,6 +86,7 @@ def test_without_vllm_the_cpu_profile_is_planned_with_transformers_as_other_runs
     monkeypatch.setattr(layers, "find_spec", lambda name: object())
     with_vllm = plan.make("cpu", "table6")
     monkeypatch.setattr(layers, "find_spec", lambda name: None)
+    assert layers.validate(layers.profile_layers("cpu-long")).engine.kind == "transformers"
     without, gpu = plan.make("cpu", "table6"), layers.validate(layers.profile_layers("gpu-small"))
     assert (with_vllm.base.engine.kind, without.base.engine.kind) == ("vllm", "transformers")
     assert not {run.folder for run in with_vllm.runs if run.spec["params"].get("engine")} & {
@@ -90,6 +94,27 @@ def test_without_vllm_the_cpu_profile_is_planned_with_transformers_as_other_runs
     }
     assert gpu.engine.kind == "vllm", "a profile that extends cpu is for another machine"
     assert plan.make("cpu", "table6", ["engine.kind=vllm"]).base.engine.kind == "vllm"
+
+
+def test_on_a_cpu_without_bf16_the_cpu_profiles_compute_in_float32_as_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "milan").write_text("model name : x\nflags : fpu avx2 vaes\n\nflags : fpu avx2 vaes\n")
+    (tmp_path / "genoa").write_text("flags\t\t: fpu avx512f avx512_bf16 vaes\n")
+    (tmp_path / "graviton3").write_text("Features : fp asimd bf16 sve\n")
+    has = {name: machine.multiplies_bf16(tmp_path / name) for name in ("milan", "genoa", "graviton3", "macOS")}
+    assert has == {"milan": False, "genoa": True, "graviton3": True, "macOS": False}
+    found = {}
+    for bf16 in (True, False):
+        monkeypatch.setattr(machine, "multiplies_bf16", lambda answer=bf16: answer)
+        found[bf16] = plan.make("cpu", "smoke")
+        base = found[bf16].base
+        dtypes = {base.engine.dtype, base.train.dtype, base.leaderboard.dtype, base.logits.dtype}
+        assert dtypes == {"bfloat16" if bf16 else "float32"}
+    ours, other = ({run.folder for run in found[bf16].runs if run.spec["stage"] == "train"} for bf16 in found)
+    assert ours
+    assert not ours & other
+    assert layers.validate(layers.profile_layers("gpu-small")).engine.dtype == "bfloat16", "it has a card"
 
 
 @pytest.mark.parametrize(

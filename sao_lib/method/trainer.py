@@ -149,7 +149,9 @@ def arguments(run: Run, settings: Train, seed: int) -> DPOConfig:
 
 
 def _bf16(settings: Train) -> bool:
-    """True unless the DeepSpeed file turns bf16 off, as the one for CPU does."""
+    """True unless the parameters say float32, or the DeepSpeed file turns bf16 off, as the one for CPU does."""
+    if settings.dtype != "bfloat16":
+        return False
     config = json.loads((ROOT / settings.deepspeed).read_text()) if settings.deepspeed else {}
     return config.get("bf16", {}).get("enabled", True) is not False
 

@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
+from sao_lib import machine as hardware
 from sao_lib.errors import SaoError
-from sao_lib.machine import cores
 from sao_lib.plan import layers, planning
 from sao_lib.plan.chain import Planned
 from sao_lib.plan.groups import groups, knows_one_card, on_a_card
@@ -67,7 +67,8 @@ def devices_of(profile: str, machine: Machine | None = None) -> list[Device]:
     if not named:
         raise SaoError(f"params/rates.yaml names no device for the profile {profile}; add a line to profiles.")
     gpus = machine.gpus if machine else _gpus(profile)
-    names = [named["device"], *named.get("others", [])]
+    slower = named.get("without_bf16") if not hardware.multiplies_bf16() else None
+    names = [slower or named["device"], *named.get("others", [])]
     return [Device(name, max(1, gpus), rates()["devices"][name]) for name in names]
 
 
@@ -82,7 +83,7 @@ def estimates(runs: Sequence[Planned], machine: Machine, device: Device | None =
     SaoError for a model without a rate or size.
     """
     planned, found = {run.folder: run for run in runs}, {}
-    for group in groups(runs, machine, None if machine.gpus else machine.jobs or cores()):
+    for group in groups(runs, machine, None if machine.gpus else machine.jobs or hardware.cores()):
         for number, run in enumerate(group):
             found[run.folder] = estimate(run, planned, device, first=not number)
     return found
@@ -303,7 +304,7 @@ def _origin(device: Device) -> str:
 def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
     """Wall clock and rent of `hours` device-hours."""
     if not machine.gpus:
-        jobs = machine.jobs or cores()
+        jobs = machine.jobs or hardware.cores()
         return f"Wall clock for what is to do, {jobs} at once: about {clock(3600 * hours / jobs)}."
     wall = hours / device.count / (machine.jobs or 1)
     return (

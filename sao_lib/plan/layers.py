@@ -4,13 +4,14 @@ Profile <- experiment <- presets <- row <- command line.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sao_lib import machine
 from sao_lib.errors import SaoError
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.losses import LOSSES
@@ -23,34 +24,40 @@ REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("train", "loss"): LOSSES,
     ("synthesize", "source"): PROMPT_SOURCES,
 }
+# Of a profile, laid over the rest of it on a machine for which this holds.
+SECTIONS: dict[str, Callable[[], bool]] = {
+    "without_vllm": lambda: find_spec("vllm") is None,
+    "without_bf16": lambda: not machine.multiplies_bf16(),
+}
 SHOWN = 80  # characters of a wrong value in a message
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
 def profile_layers(name: str) -> list[Layer]:
-    """A profile's layers: the one it `extends`, if any, its own, and where vLLM is not installed its `without_vllm`.
+    """A profile's layers: the one it `extends`, if any, its own, and without a GPU those SECTIONS that hold here.
 
     Raises SaoError when a profile does not exist, or where one extends itself.
     """
-    layers, instead = _profile(name, ())
-    if instead and find_spec("vllm") is None:
-        layers.append((f"params/profiles/{name}.yaml, without_vllm", instead))
-    return layers
+    layers, sections = _profile(name, ())
+    machines = [layer["machine"] for _, layer in layers if isinstance(layer.get("machine"), dict)]
+    if next((m["gpus"] for m in reversed(machines) if "gpus" in m), 0):
+        return layers
+    return [*layers, *(section for key, section in sections if SECTIONS[key]())]
 
 
-def _profile(name: str, above: tuple[str, ...]) -> tuple[list[Layer], dict[str, Any]]:
-    """The layers, and what the profile itself (not one that it extends) says for a machine without vLLM.
-
-    `above` are those that extend it.
-    """
+def _profile(name: str, above: tuple[str, ...]) -> tuple[list[Layer], list[tuple[str, Layer]]]:
+    """The layers, and what they say under SECTIONS' keys. `above` are the profiles that extend this one."""
     file = profile_file(name)
     if name in above:
         raise SaoError(f"{shown(file)} extends itself: {' extends '.join([*above[above.index(name) :], name])}.")
     own = read_yaml(file)
-    base, instead = own.pop("extends", None), own.pop("without_vllm", {})
+    base = own.pop("extends", None)
     if base is not None and not isinstance(base, str):
         raise SaoError(f"{shown(file)}: extends is {base!r}; it must be the name of another profile.")
-    return [*(_profile(base, (*above, name))[0] if base else []), (f"params/profiles/{name}.yaml", own)], instead
+    layers, sections = _profile(base, (*above, name)) if base else ([], [])
+    said = f"params/profiles/{name}.yaml"
+    sections += [(key, (f"{said}, {key}", own.pop(key))) for key in SECTIONS if key in own]
+    return [*layers, (said, own)], sections
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
