@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from sao_lib import lesson, progress, provenance, runs
+from sao_lib import lesson, machine, progress, provenance, runs
 from sao_lib.errors import SaoError
 from sao_lib.launch import lab, lesson_rows, lessons
 from sao_lib.runs import MANIFEST, Run, load
@@ -70,12 +70,25 @@ def test_a_lesson_writes_nowhere_else_and_what_it_reads_is_as_before(outputs: Pa
     assert {p: p.read_bytes() for p in lesson.DATA.rglob("*") if p.is_file()} == before
 
 
+def test_a_lesson_computes_in_float32_where_the_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def types() -> set[str]:
+        params = [lesson.spec_of(stage)["params"] for stage in NOTEBOOKS]
+        sections = [p[name] for p in params for name in ("engine", "train", "leaderboard", "logits") if p.get(name)]
+        return {section.get("dtype", "bfloat16") for section in sections}
+
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
+    assert types() == {"bfloat16"}
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: False)
+    assert types() == {"float32"}
+
+
 def test_an_unknown_lesson_is_one_sentence(outputs: Path) -> None:
     with pytest.raises(SaoError, match="There is no lesson 'judges'; there are: synthesize"):
         Run.open("", "judges")
 
 
-def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small() -> None:
+def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
     assert {stage: lesson.spec_of(stage) for stage in NOTEBOOKS} == json.loads(json.dumps(lesson_rows.planned()[0]))
     assert sum(p.stat().st_size for p in lesson.DATA.rglob("*") if p.is_file()) < 200_000
 
