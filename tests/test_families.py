@@ -32,7 +32,7 @@ from sao_lib.method import logps, train
 from sao_lib.settings import ROOT
 
 NAMES = [*families.FAMILIES]
-SMALLEST = ["policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
+SMALLEST = ["machine.jobs=1", "policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
             "synthesize.max_response_tokens=12", "judge.source=length", "judge.audit_questions=1", "train.held_out=2",
             "train.lora_rank=null", "train.samples=1", "evaluate.n=4", "evaluate.max_tokens=12",
             "evaluate.labelled_questions=4", "evaluate.gold_questions=4", "evaluate.judges=[relevance]"]  # fmt: skip

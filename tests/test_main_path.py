@@ -27,6 +27,11 @@ def run(outputs: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), env=environment(outputs), capture_output=True, text=True, check=False)
 
 
+def reproduce(outputs: Path, table: str, *changes: str) -> subprocess.CompletedProcess[str]:
+    """One job at a time: another test file has the other core, and there are fewer processes to start."""
+    return run(outputs, "reproduce", table, "--set", "machine.jobs=1", *changes)
+
+
 def started(outputs: Path) -> list[str]:
     log = outputs / "cpu" / "done.jsonl"
     return [json.loads(line)["run"] for line in log.read_text().splitlines()] if log.exists() else []
@@ -51,7 +56,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(1)
     assert not alive, "a killed command leaves nothing behind that goes on writing"
     assert not (folder / "cpu" / "smoke" / "run.json").exists()
-    finished = run(folder, "reproduce", "smoke")
+    finished = reproduce(folder, "smoke")
     assert finished.returncode == 0, finished.stderr[-2000:]
     return folder
 
@@ -81,7 +86,7 @@ def test_the_first_notebook_writes_what_table_5_reads(outputs: Path) -> None:
 
 def test_a_second_call_runs_nothing_and_prints_the_same_table(outputs: Path) -> None:
     before = started(outputs)
-    again = run(outputs, "reproduce", "smoke")
+    again = reproduce(outputs, "smoke")
     assert again.returncode == 0
     assert "runs to do" not in again.stdout
     assert (outputs / "cpu" / "smoke" / "smoke.md").read_text() in again.stdout
@@ -101,7 +106,7 @@ def test_executed_notebooks_lie_beside_the_data_without_errors_secrets_or_machin
 
 
 def test_every_other_benchmark_runs_and_the_page_shows_what_has_finished(outputs: Path) -> None:
-    done = run(outputs, "reproduce", "smoke-benchmarks")
+    done = reproduce(outputs, "smoke-benchmarks")
     assert done.returncode == 0, done.stderr[-2000:]
     row = next(line for line in done.stdout.splitlines() if line.startswith("| Length-based feedback"))
     assert "not run" not in row
@@ -118,7 +123,7 @@ def test_a_damaged_run_is_said_set_aside_and_done_again(outputs: Path) -> None:
     whole = rows.read_text()
     rows.write_text(whole[:-20])
     (outputs / "cpu" / "smoke" / "run.json").unlink()
-    again = run(outputs, "reproduce", "smoke")
+    again = reproduce(outputs, "smoke")
     assert again.returncode == 0, again.stderr[-2000:]
     assert "not as its manifest says" in again.stdout
     assert (next((outputs / "cpu" / "judge").glob("length-*.damaged")) / "preferences.jsonl").exists()
@@ -131,7 +136,7 @@ def test_a_run_that_other_code_made_is_kept_used_and_named(outputs: Path) -> Non
     other = {**made, "code": {**made["code"], "sao_lib/method/losses.py": "another"}}
     manifest.write_text(json.dumps({key: value for key, value in other.items() if key != "digest"}))
     name = manifest.parent.name
-    again = run(outputs, "reproduce", "smoke")
+    again = reproduce(outputs, "smoke")
     assert again.returncode == 0, again.stderr[-2000:]
     assert f"cpu/train/{name}: changed since: sao_lib/method/losses.py" in again.stdout
     caption = f"Made by other code than this: train/{name}. Changed since: sao_lib/method/losses.py."
@@ -140,7 +145,7 @@ def test_a_run_that_other_code_made_is_kept_used_and_named(outputs: Path) -> Non
     run(outputs, "report")
     assert caption in (outputs / "cpu" / "report.html").read_text()
     manifest.write_text(json.dumps(made))
-    assert "Made by other code" not in run(outputs, "reproduce", "smoke").stdout
+    assert "Made by other code" not in reproduce(outputs, "smoke").stdout
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_mistakes_are_one_sentence_without_a_traceback(words: list[str], said: s
 def test_a_failing_run_leaves_its_sentence_and_its_notebook(outputs: Path) -> None:
     """Beside the finished runs, of which it uses what it shares."""
     before = started(outputs)
-    failed = run(outputs, "reproduce", "smoke", "--set", "train.min_completion=64")  # no response is as long
+    failed = reproduce(outputs, "smoke", "train.min_completion=64")  # no response is as long
     assert failed.returncode == 1
     assert "usable pairs are too few" in failed.stderr
     assert "Traceback" not in failed.stderr
