@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sao_lib import machine
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
-from sao_lib.settings import NOTEBOOKS, ROOT
+from sao_lib.settings import NOTEBOOKS, PARAMS, ROOT, read_yaml
 
 DATA = ROOT / "notebooks" / "data"
 SPECS = DATA / "specs"  # <stage>.json, as `launch.lessons` planned them
@@ -18,11 +19,16 @@ ROWS = DATA / "runs"  # the finished runs that lessons read, in the place of out
 
 
 def spec_of(stage: str) -> dict[str, Any]:
-    """The spec of the lesson of `stage`; raises SaoError if there is none."""
+    """The spec of the lesson of `stage`, as this machine's CPU computes fast; raises SaoError if there is none."""
     try:
-        return dict(json.loads((SPECS / f"{stage}.json").read_text(encoding="utf-8")))
+        spec = dict(json.loads((SPECS / f"{stage}.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise SaoError(f"There is no lesson '{stage}'; there are: {', '.join(NOTEBOOKS)}.") from None
+    if not machine.multiplies_bf16():
+        for section, in_float32 in read_yaml(PARAMS / "profiles" / "cpu.yaml")["without_bf16"].items():
+            if spec["params"].get(section):
+                spec["params"][section] |= in_float32
+    return spec
 
 
 def folder_of(stage: str, lessons: Path, manifest: str) -> Path:

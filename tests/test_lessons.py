@@ -1,7 +1,9 @@
 """The notebooks as lessons: they open where no run is named, and what stands in them is theirs and fit to be read."""
 
+import ast
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from sao_lib import lesson, progress, provenance, runs
+from sao_lib import lesson, machine, progress, provenance, runs
 from sao_lib.errors import SaoError
 from sao_lib.launch import lab, lesson_rows, lessons
 from sao_lib.runs import MANIFEST, Run, load
 from sao_lib.settings import NOTEBOOKS, ROOT
+
+EVERY = sorted([lessons.START, *NOTEBOOKS.values(), "11_dose"])
+WITHOUT_OUTPUTS = {  # whose lesson has not been run yet; this only gets smaller
+    "00_start_here", "01_synthesize", "02_judge", "03_train", "04_answer", "04_evaluate", "05_ablate",
+    "06_logits_skew", "07_chat_benchmarks", "08_leaderboard", "09_math500", "10_rating",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -62,12 +70,25 @@ def test_a_lesson_writes_nowhere_else_and_what_it_reads_is_as_before(outputs: Pa
     assert {p: p.read_bytes() for p in lesson.DATA.rglob("*") if p.is_file()} == before
 
 
+def test_a_lesson_computes_in_float32_where_the_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def types() -> set[str]:
+        params = [lesson.spec_of(stage)["params"] for stage in NOTEBOOKS]
+        sections = [p[name] for p in params for name in ("engine", "train", "leaderboard", "logits") if p.get(name)]
+        return {section.get("dtype", "bfloat16") for section in sections}
+
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
+    assert types() == {"bfloat16"}
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: False)
+    assert types() == {"float32"}
+
+
 def test_an_unknown_lesson_is_one_sentence(outputs: Path) -> None:
     with pytest.raises(SaoError, match="There is no lesson 'judges'; there are: synthesize"):
         Run.open("", "judges")
 
 
-def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small() -> None:
+def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
     assert {stage: lesson.spec_of(stage) for stage in NOTEBOOKS} == json.loads(json.dumps(lesson_rows.planned()[0]))
     assert sum(p.stat().st_size for p in lesson.DATA.rglob("*") if p.is_file()) < 200_000
 
@@ -75,8 +96,76 @@ def test_the_lessons_are_what_is_planned_today_and_their_rows_are_small() -> Non
 @pytest.mark.parametrize("name", lessons.names())
 def test_what_a_notebook_shows_was_made_by_its_cells(name: str) -> None:
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
-    shows = any(c.outputs for c in cells if c.cell_type == "code")
-    assert not shows or name not in lessons.stale(), f"run `make notebooks ONLY={name}`"
+    assert any(c.outputs for c in cells if c.cell_type == "code") != (name in WITHOUT_OUTPUTS)
+    assert name in WITHOUT_OUTPUTS or name not in lessons.stale(), f"run `make notebooks ONLY={name}`"
+
+
+def cells_of(name: str) -> tuple[list[Any], list[Any]]:
+    """A notebook's prose cells and its code cells."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    return ([c for c in cells if c.cell_type == "markdown"], [c for c in cells if c.cell_type == "code"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_notebook_says_more_than_it_computes(name: str) -> None:
+    prose, code = cells_of(name)
+    assert len(prose) >= 1.2 * len(code)
+    words = sum(len(re.findall(r"[A-Za-z]+", re.sub(r"\$.*?\$", "", c.source, flags=re.DOTALL))) for c in prose)
+    assert words >= 6 * sum(bool(line.strip()) for c in code for line in c.source.splitlines())
+    assert [line for c in (*prose, *code) for line in c.source.splitlines() if len(line) > 110] == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_its_cells_are_short_and_some_of_them_draw(name: str) -> None:
+    _, code = cells_of(name)
+    lines = sorted(c.source.count("\n") + 1 for c in code)
+    assert lines[len(lines) // 2] <= 8
+    assert lines[int(0.9 * len(lines))] <= 20
+    assert max(lines) <= 25
+    figures = sum("plt.show()" in c.source for c in code)
+    assert (1 if name == "11_dose" else 2) <= figures <= 4
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_begins_with_what_is_learnt_the_map_of_all_and_an_idea(name: str) -> None:
+    prose, code = cells_of(name)
+    first, where = (c.source for c in prose[:2])
+    assert first.startswith("# ")
+    assert "**You will learn**" in first
+    assert "**You need**" in first + where
+    assert "**It takes**" in first + where or name == lessons.START
+    map_of_all, you = where.split("\n\nYou are ")
+    assert map_of_all == cells_of(lessons.START)[0][1].source.split("\n\nYou are ")[0]
+    assert map_of_all.startswith("**Where it stands**\n\n```text\n01 synthesize")
+    if name not in (lessons.START, "11_dose"):
+        assert you.startswith(f"at **{name.replace('_', ' ')}**")
+        assert "parameters" not in code[0].metadata.get("tags", []), "first an idea, then settings"
+        assert f"(../exercises/{name}.ipynb)" in prose[-1].source or name == "04_answer"
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell gives a value, and those that it reads."""
+    given, read = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else given).add(node.id)
+        elif isinstance(node, ast.FunctionDef):
+            given.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            given |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return given, read
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_run_needs_nothing_from_the_cells_that_it_passes_over(name: str) -> None:
+    passed_over: set[str] = set()
+    for cell in cells_of(name)[1]:
+        given, read = names_in(cell.source)
+        if provenance.FOR_READERS in cell.metadata.get("tags", []):
+            passed_over |= given
+        else:
+            assert (read - given) & passed_over == set()
+            passed_over -= given
 
 
 @pytest.fixture

@@ -176,14 +176,3 @@ def test_a_failing_run_leaves_its_sentence_and_its_notebook(outputs: Path) -> No
     assert "Traceback" not in failed.stderr
     assert list((outputs / "cpu" / "train").rglob("notebook.failed.ipynb"))
     assert started(outputs) == before
-
-
-@pytest.mark.parametrize("name", [*NOTEBOOKS.values(), "11_dose"])
-def test_the_cells_of_notebooks_are_short_and_explained(name: str) -> None:
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
-    code = [c for c in notebook.cells if c.cell_type == "code"]
-    lines = sorted(c.source.count("\n") + 1 for c in code)
-    assert max(lines) <= 40
-    assert lines[len(lines) // 2] <= 8
-    assert sum(c.cell_type == "markdown" for c in notebook.cells) >= 0.6 * len(code)
-    assert any("parameters" in c.metadata.get("tags", []) for c in code)
