@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from rehearsal import families
 from sao_lib.engines import TOO_LONG, Conversation, Engine, give_back, open_engine, was_asked
 from sao_lib.engines.hf_engine import SeededSampler
 from sao_lib.engines.replicas import devices_of_copies
@@ -28,12 +29,10 @@ TEXTS = ["Why is the sky blue?", "Name three fruits.", "Write a short note to a 
 REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS]
 
 
-@pytest.mark.parametrize(
-    ("name", "template"), [(SMOL, None), ("embedded/gemma-3-270m", "params/templates/plain.jinja")]
-)
-def test_vllm_and_transformers_agree(name: str, template: str | None, tmp_path: Path) -> None:
-    """Same request, same ids, same greedy text and log-probabilities."""
-    found = []
+@pytest.mark.parametrize("family", [None, "gemma2"])
+def test_vllm_and_transformers_agree(family: str | None, tmp_path: Path) -> None:
+    """Same request, same ids, same greedy text and log-probabilities; Gemma-2's are capped in two places."""
+    name, template, found = str(families.make(family, tmp_path / "model")) if family else SMOL, None, []
     for settings in (VLLM, Settings(kind="transformers", dtype="float32", max_model_len=512)):
         engine = open_engine(name, settings, tmp_path / "log", template)
         texts = engine.generate(REQUESTS, 12, 0.0, [0] * 3)
@@ -136,7 +135,8 @@ def test_copies_of_an_engine_share_out_the_requests_and_agree_with_one(tmp_path:
     ):
         assert odds == pytest.approx(other, abs=2e-3)
     check_too_long(two, tmp_path / "log")
-    copies = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    living = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]  # of an earlier test
+    copies = [p for p in living if "spawn_main" in " ".join(p.cmdline())]
     assert len(copies) == 2
     copies[0].kill()
     with pytest.raises(SaoError, match="ended from outside"):

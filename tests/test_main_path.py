@@ -170,7 +170,7 @@ def test_mistakes_are_one_sentence_without_a_traceback(words: list[str], said: s
 def test_a_failing_run_leaves_its_sentence_and_its_notebook(outputs: Path) -> None:
     """Beside the finished runs, of which it uses what it shares."""
     before = started(outputs)
-    failed = reproduce(outputs, "smoke", "train.min_completion=64")  # no response is as long
+    failed = reproduce(outputs, "smoke-benchmarks", "train.min_completion=64")  # no response is as long
     assert failed.returncode == 1
     assert "usable pairs are too few" in failed.stderr
     assert "Traceback" not in failed.stderr
