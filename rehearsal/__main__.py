@@ -95,6 +95,7 @@ class Rehearsal:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         self.found += verdict.problems(name, outcome)
+        self.found += verdict.left_out(outcome, [row.label for row in rows])
         return outcome
 
     def walk(self, share: float) -> None:
@@ -108,7 +109,9 @@ class Rehearsal:
         """The graph of one row with canned texts, at each number of rows."""
         kept, left_out = sizes.counts_in(asked, self.left * sizes.free())
         if left_out:
-            print(f"Not counted for want of time: {left_out} rows; raise LIMIT.")
+            self.found.append(
+                f"out of time for a count of {' and '.join(f'{n:,}' for n in left_out)} rows; raise LIMIT"
+            )
         counts: dict[int, Outcome] = {}
         for rows in kept:
             extra = canned.start_up(self.folder / "ipython")
@@ -161,7 +164,6 @@ def _opens(row: Row) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Rehearse; 0 where the verdict is ready."""
     given = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended first
     os.environ.pop("OPENAI_API_KEY", None)  # nothing here is to be paid for
     try:
         with rows_may_be_shrunk():
@@ -186,4 +188,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended first
     sys.exit(main())
