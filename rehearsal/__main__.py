@@ -6,6 +6,7 @@ It ends with one word: ready, or what was found, and with status 1 unless it is 
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -70,8 +71,7 @@ class Rehearsal:
         runs = [run for row in self.rows for run in row.runs.values()]
         models = {model for run in runs for model in models_of(run) if not model.startswith(API)}
         files = {source for run in runs for source in run.spec["files"] if source.startswith(hub.ELSEWHERE)}
-        unknown = stand_ins.put_models(self.folder / "hub", models)
-        unknown += stand_ins.put_data(self.folder / "hub", files)
+        unknown = stand_ins.put(self.folder / "hub", models, files)
         print(f"Stand-ins for {len(models)} models and {len(files)} files, in {clock(time.monotonic() - self.start)}.")
         for name in unknown:
             print(f"No stand-in for {name}: rows that need it are left out.")
@@ -95,20 +95,23 @@ class Rehearsal:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         self.found += verdict.problems(name, outcome)
+        self.found += verdict.left_out(outcome, [row.label for row in rows])
         return outcome
 
     def walk(self, share: float) -> None:
         """The graph with real engines and trainings, in that share of the time that is left."""
-        changes = sizes.of_walk(self.plan.base, share * self.left, available_gib())
+        changes = sizes.of_walk(self.plan.base, share * self.left * sizes.free(), available_gib())
         outcome = self.do("walk", self.rows, changes, {})
         print(f"\nThe walk took {clock(outcome.seconds)}; memory and processes are those of all that it started.\n")
         print(verdict.of_walk(outcome), flush=True)
 
     def count(self, asked: list[int]) -> None:
         """The graph of one row with canned texts, at each number of rows."""
-        kept, left_out = sizes.counts_in(asked, self.left)
+        kept, left_out = sizes.counts_in(asked, self.left * sizes.free())
         if left_out:
-            print(f"Not counted for want of time: {left_out} rows; raise LIMIT.")
+            self.found.append(
+                f"out of time for a count of {' and '.join(f'{n:,}' for n in left_out)} rows; raise LIMIT"
+            )
         counts: dict[int, Outcome] = {}
         for rows in kept:
             extra = canned.start_up(self.folder / "ipython")
@@ -185,4 +188,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended first
     sys.exit(main())

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sao_lib.evaluate.instruments import simple_parts
+from sao_lib.machine import cores, idle_share
 from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.settings import Settings
 
 STEPS = 2  # of the optimiser
 SLOW, RANDOM = "LIMIT", "a random model"  # why most things are changed
 # Measured here on two cores: seconds of a walk and of its rows of pairs, of a count without rows and of its thousands.
-WALK, A_ROW = 900.0, 0.05
+WALK, A_ROW = 1800.0, 0.2
 COUNT, A_THOUSAND = 120.0, 6.0
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
 PROMPT, RESPONSE, SAMPLE = 48, 64, 16  # tokens
@@ -38,6 +39,11 @@ class Change:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def free() -> float:
+    """The part of the two cores behind the seconds above that is free here now, at most all."""
+    return min(1.0, cores() * idle_share() / 2)
 
 
 def changed(settings: Settings, wanted: dict[str, tuple[Any, str]]) -> list[Change]:

@@ -7,12 +7,11 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from rehearsal import families
 from rehearsal.texts import text
 from sao_lib import hub
 from sao_lib.files import Record, write_rows
@@ -68,18 +67,16 @@ DATA: dict[str, tuple[Callable[[int], list[Record]], int]] = {
 }
 
 
-def gamed(count: int = 805) -> pd.DataFrame:
+def gamed(count: int = 805) -> list[Record]:
     """alpaca_eval's table behind length-controlled win rates: two answerers of its own, and a difficulty for each."""
     draw = random.Random(3)
     hard = [draw.gauss(0, 1) for _ in range(count)]
-    return pd.DataFrame(
-        [
-            {"model": model, "index": n, "preference": draw.random(), "std_delta_len": draw.gauss(sign, 1),
-             "instruction_difficulty": hard[n], "not_gamed_baseline": False}
-            for model, sign in (("verbose", -1), ("concise", 1))
-            for n in range(count)
-        ]
-    )  # fmt: skip
+    return [
+        {"model": model, "index": n, "preference": draw.random(), "std_delta_len": draw.gauss(sign, 1),
+         "instruction_difficulty": hard[n], "not_gamed_baseline": False}
+        for model, sign in (("verbose", -1), ("concise", 1))
+        for n in range(count)
+    ]  # fmt: skip
 
 
 def snapshot(cache: Path, kind: str, repo: str, revision: str | None) -> Path:
@@ -118,6 +115,8 @@ def _family(name: str) -> str | None:
 
 
 def _made(family: str, folder: Path) -> Path:
+    from rehearsal import families
+
     if family == "armorm":
         return families.make_armorm(folder, positions=POSITIONS, spread=SPREAD)
     return families.make(family, folder, POSITIONS, SPREAD, END, HEADS.get(family, 2))
@@ -126,6 +125,8 @@ def _made(family: str, folder: Path) -> Path:
 def _put_embedded(cache: Path, name: str) -> None:
     """Where SAO_MODELS says that a model out of a package was converted to; embeddings are small and stay real."""
     if "minilm" not in name:
+        from rehearsal import families
+
         families.shrunk(name, cache / "models" / name.removeprefix(EMBEDDED), POSITIONS, SPREAD, END)
 
 
@@ -141,17 +142,30 @@ def put_data(cache: Path, sources: Iterable[str]) -> list[str]:
         path = snapshot(cache, "dataset", name.repo, name.revision) / name.file
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, make(count))
-    gamed().to_csv(snapshot(cache, "dataset", "tatsu-lab/alpaca_eval", None) / "df_gamed.csv", index=False)
+    _write(snapshot(cache, "dataset", "tatsu-lab/alpaca_eval", None) / "df_gamed.csv", gamed())
     return unknown
 
 
 def _write(path: Path, rows: list[Record]) -> None:
+    import pandas as pd
+
     if path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
     elif path.suffix == ".jsonl":
         write_rows(path, rows)
     else:
         path.write_text(json.dumps(rows))
+
+
+def put(cache: Path, models: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Both, in a process of its own, whose torch goes with it; returns what nothing stands for."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return (
+            pool.submit(put_models, cache, sorted(models)).result()
+            + pool.submit(put_data, cache, sorted(sources)).result()
+        )
 
 
 def environment(cache: Path) -> dict[str, Any]:

@@ -56,6 +56,12 @@ def problems(name: str, outcome: Outcome) -> list[str]:
     return found
 
 
+def left_out(outcome: Outcome, labels: Sequence[str]) -> list[str]:
+    """A phrase for every row with one of these `labels` that the command did not run, as it says itself."""
+    said = [line.removeprefix("Not run: ") for line in outcome.said if line.startswith("Not run: ")]
+    return [f"not rehearsed: {line}" for line in said if any(f", {label}: " in line for label in labels)]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their heads, the first to the left."""
     lines = [head, *rows]

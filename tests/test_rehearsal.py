@@ -114,6 +114,13 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
     assert verdict.problems("count 10", found) == ["failed in count 10, exit status 3: Error: no room."]
 
 
+def test_a_row_that_was_left_out_is_not_ready() -> None:
+    found = Outcome(
+        code=0, said=["Not run: table6, Self-feedback: no model", "Not run: table6, Another: not rehearsed"]
+    )
+    assert verdict.left_out(found, ["Self-feedback"]) == ["not rehearsed: table6, Self-feedback: no model"]
+
+
 def test_processes_of_others_are_none_of_ours() -> None:
     assert Marked("another").alive() == []
     assert MARK not in os.environ
