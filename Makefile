@@ -4,13 +4,17 @@ SET ?=
 CLUSTER ?= local
 FRESH ?=
 ONLY ?=
+LIMIT ?= 30
+ROWS ?=
 # What a person types reaches recipes through the environment, as it was typed: neither make nor the shell reads it.
 override PROFILE := $(value PROFILE)
 override SET := $(value SET)
 override CLUSTER := $(value CLUSTER)
 override FRESH := $(value FRESH)
 override ONLY := $(value ONLY)
-export PROFILE SET CLUSTER FRESH ONLY
+override LIMIT := $(value LIMIT)
+override ROWS := $(value ROWS)
+export PROFILE SET CLUSTER FRESH ONLY LIMIT ROWS
 # Profile cpu, profiles that extend it without a GPU, and the tests have an environment of their own; to plan or to
 # report, either will do.
 PROFILES := $(wildcard params/profiles/*.yaml)
@@ -26,7 +30,7 @@ endif
 SAO = $(python) -m sao_lib
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor fetch export report status test lint published-data lab notebooks lesson-rows student solutions site clean \
+.PHONY: help setup doctor fetch export report status test lint published-data lab notebooks lesson-rows student solutions site clean rehearse \
 	plan plan- reproduce reproduce-
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -64,6 +68,9 @@ reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; c
 fetch: $(EITHER)  ## Models and data of a PROFILE, or of its TABLE=table6 alone, before any card is held; resumes
 	@$(SAO) fetch --profile="$$PROFILE" -- "$${TABLE:-all}"
 
+rehearse: .venv/.installed  ## A GPU PROFILE's TABLE=table6 on this CPU, in LIMIT=30 minutes, ROWS="self armorm": hung, leaked, quadratic, or ready
+	@$(python) -m rehearsal --profile="$$PROFILE" --limit="$$LIMIT" --rows="$$ROWS" -- "$${TABLE:-table6}"
+
 export: $(EITHER)  ## RUN=outputs/cpu/train/...: its model or preference set as a folder for a hub; uploads nothing
 	@$(SAO) export -- "$$RUN"
 
@@ -87,7 +94,7 @@ test: .venv/.course  ## Lint, types, unit tests, every notebook, the main path a
 	@$(python) -m pytest -q
 
 lint: .venv/.installed  ## ruff and mypy; seconds
-	@$(python) -m ruff check . && $(python) -m ruff format --check sao_lib tests tools && $(python) -m mypy
+	@$(python) -m ruff check . && $(python) -m ruff format --check sao_lib rehearsal tests tools && $(python) -m mypy
 
 published-data: $(EITHER)  ## Fetch and check the published files that the strongest tests read; 130 MB, nothing the second time
 	@$(python) tools/published_data.py

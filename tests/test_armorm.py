@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
 
+from rehearsal import families
 from sao_lib.errors import SaoError
 from sao_lib.method import armorm
 from sao_lib.method.rewards import open_reward_model
@@ -21,22 +20,9 @@ ANSWERS = ["Because air scatters blue light more.", "Apple.", "Four. <|eot_id|><
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the publisher lays it out, with remote code that must not be run."""
-    made = families.make("llama3", tmp_path_factory.mktemp("armorm"))
-    weights = {f"model.{k}": v for k, v in AutoModel.from_pretrained(made).state_dict().items()}
-    width, generator = weights["model.norm.weight"].shape[0], torch.Generator().manual_seed(0)
-    widths = [width, *[HIDDEN] * LAYERS, OBJECTIVES]
-    shapes = {"regression_layer.weight": (OBJECTIVES, width), "reward_transform_matrix": (OBJECTIVES, OBJECTIVES)}
-    shapes |= {"gating.logit_scale": (1,)}
-    for number, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-        shapes |= {f"gating.layers.{number}.weight": (b, a), f"gating.layers.{number}.bias": (b,)}
-    weights |= {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    for file in made.glob("*.safetensors*"):
-        file.unlink()
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, made / "model.safetensors")
+    made = families.make_armorm(tmp_path_factory.mktemp("armorm"), OBJECTIVES, HIDDEN, LAYERS)
     config = json.loads((made / "config.json").read_text())
-    config |= {"architectures": [armorm.ARCHITECTURE], "num_objectives": OBJECTIVES, "gating_temperature": 10,
-               "gating_hidden_dim": HIDDEN, "gating_n_hidden": LAYERS,
-               "auto_map": {"AutoModelForSequenceClassification": "modeling_custom.Any"}}  # fmt: skip
+    config |= {"auto_map": {"AutoModelForSequenceClassification": "modeling_custom.Any"}}
     (made / "config.json").write_text(json.dumps(config))
     (made / "modeling_custom.py").write_text("raise RuntimeError('code from elsewhere was run')\n")
     return made

@@ -4,6 +4,7 @@ import http.server
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from sao_lib import hub
 from sao_lib.launch.cards import cards_here
 from sao_lib.launch.doctor import doctor, pins
+from sao_lib.plan import cost, planning
 from sao_lib.settings import PARAMS
 
 
@@ -54,6 +56,18 @@ def test_cards_are_named_with_memory_and_driver(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert [str(card) for card in cards_here()] == ["A100 of 80 GiB, driver 580.1"]
     assert "driver_version" in (tmp_path / "asked").read_text()
+
+
+def test_the_disk_that_a_profile_needs_is_what_its_plan_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sao_lib.launch.doctor.shutil.disk_usage", lambda _: SimpleNamespace(free=2**30))
+    doctor()
+    said = capsys.readouterr().out
+    runs = planning.make("paper", "table6").runs
+    need = cost.disk_needed(runs, runs) + cost.hub_gib(runs)
+    assert f"{need:.0f} GiB free disk for table6, here 1" in said
+    assert "3 GiB free disk for table6, here 1" in said  # cpu's
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
 from tiny_training import a_run
@@ -24,6 +23,7 @@ from transformers import (
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from rehearsal import families
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError

@@ -13,10 +13,10 @@ from sao_lib import hub
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import cards
-from sao_lib.plan import layers
+from sao_lib.plan import cost, layers, planning
 from sao_lib.settings import PARAMS, ROOT, profile_file
 
-NEED_DISK_GIB = {"cpu": 12, "cpu-long": 24, "gpu-small": 40, "gpu": 200, "paper": 1500}
+DISK_OF = "table6"  # the table whose plan says how much disk a profile needs
 
 
 def doctor(asked: str = "cpu") -> None:
@@ -80,8 +80,8 @@ def _ready(profile: str, free: float, memory: float) -> str:
     except SaoError as error:
         return f"broken: {error}"
     missing = cards.missing(needs.machine)
-    if free < NEED_DISK_GIB.get(profile, 50):
-        missing.append(f"{NEED_DISK_GIB.get(profile, 50)} GiB free disk, here {free:.0f}")
+    if free < (disk := _disk_gib(profile)):
+        missing.append(f"{disk:.0f} GiB free disk for {DISK_OF}, here {free:.0f}")
     if memory < needs.machine.memory_gib:
         missing.append(f"{needs.machine.memory_gib} GiB memory, here {memory:.0f}")
     if needs.engine.kind == "vllm" and find_spec("vllm") is None:
@@ -95,6 +95,15 @@ def _ready(profile: str, free: float, memory: float) -> str:
         missing.append(str(error))
     ready = "ready" if needs.engine.kind == "vllm" else f"ready, with {needs.engine.kind} in place of vLLM"
     return ready if not missing else "needs " + "; ".join(missing)
+
+
+def _disk_gib(profile: str) -> float:
+    """Disk that a table takes on a profile by its plan, with its models from the hub; 0 where no plan can be made."""
+    try:
+        runs = planning.make(profile, DISK_OF).runs
+        return cost.disk_needed(runs, runs) + cost.hub_gib(runs)
+    except SaoError:
+        return 0.0
 
 
 def _imports(name: str) -> str:

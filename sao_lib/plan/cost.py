@@ -313,6 +313,11 @@ def _clock_and_rent(device: Device, hours: float, machine: Machine) -> str:
     )
 
 
+def hub_gib(runs: Sequence[Planned]) -> float:
+    """GiB of weights that `runs`, which hold all that they read, have from the hub; SaoError for an unknown size."""
+    return sum(_hub_models(list(runs), {run.folder: run for run in runs}).values())
+
+
 def _hub_models(runs: list[Planned], planned: Runs) -> dict[str, float]:
     """GiB of weights to fetch, by model."""
     named = {ask.model for run in runs for ask in asks(run, planned)}
