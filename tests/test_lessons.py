@@ -224,14 +224,14 @@ def test_ordinary_outputs_are_fit() -> None:
 def test_cleaning_leaves_results_and_takes_out_this_machine(tmp_path: Path) -> None:
     notebook = of(
         new_output("stream", name="stderr", text="chatter"),
-        new_output("stream", text=f"{ROOT}{os.sep}params/x and {tmp_path}/lesson/y"),
+        new_output("stream", text=f"{ROOT}{os.sep}params/x and {tmp_path}/lesson/y <A at 0x7fa63b393f90>"),
         new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "kept"}),
     )
     notebook.metadata["widgets"] = {"state": {}}
     notebook.cells[0].metadata.update(tags=["parameters"], execution={"iopub.execute_input": "2026-11-27T12:00:00"})
     lessons.cleaned(notebook, tmp_path)
     stream, shown = notebook.cells[0].outputs
-    assert stream.text == "params/x and outputs/lesson/y"
+    assert stream.text == "params/x and outputs/lesson/y <A>"
     assert shown.data == {"text/plain": "kept"}
     assert notebook.cells[0].metadata == {"tags": ["parameters"]}
     assert set(notebook.metadata) == {"kernelspec", "language_info"}

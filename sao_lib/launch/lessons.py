@@ -93,7 +93,7 @@ def _execute(notebook: Any, name: str, outputs: Path) -> float:
 
 
 def cleaned(notebook: Any, outputs: Path) -> None:
-    """Take out what is of this machine or this hour: paths, widgets, what libraries say, and metadata but tags."""
+    """Take out what is of this machine or this hour: paths, addresses, widgets, libraries' words, metadata but tags."""
     for cell in notebook.cells:
         cell.metadata = type(cell.metadata)({k: v for k, v in cell.metadata.items() if k == "tags"})
         if cell.cell_type != "code":
@@ -113,7 +113,8 @@ def _without_paths(value: Any, outputs: Path) -> None:
         if isinstance(part, dict):
             _without_paths(part, outputs)
         elif isinstance(part, str):
-            value[key] = part.replace(str(outputs), "outputs").replace(f"{ROOT}{os.sep}", "")
+            part = part.replace(str(outputs), "outputs").replace(f"{ROOT}{os.sep}", "")
+            value[key] = re.sub(r" at 0x[0-9a-f]{6,}", "", part)  # of an object in memory
 
 
 def unfit(notebook: Any, size: int) -> Iterator[str]:
