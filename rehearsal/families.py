@@ -15,7 +15,6 @@ from transformers import (
     Gemma2Config,
     GenerationConfig,
     LlamaConfig,
-    PreTrainedConfig,
     Qwen2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -54,7 +53,7 @@ SIZE = {
 class Family:
     """`tokens`: bos, eos and pad of the tokenizer; `ends`: what ends an answer by the model's generation config."""
 
-    config: type[PreTrainedConfig]
+    config: Any  # a class of configurations
     template: str
     tokens: dict[str, str | None]
     ends: list[str]
@@ -133,16 +132,12 @@ def shrunk(name: str, folder: Path, positions: int = 2048, spread: float = 0.02,
     """A model that comes in a package, with its tokenizer and its kind of layers: two of them, narrow and random."""
     source = resolve(name)
     config: Any = AutoConfig.from_pretrained(source)
-    for key, value in {
-        **SIZE,
-        "head_dim": WIDTH,
-        "max_position_embeddings": positions,
-        "initializer_range": spread,
-    }.items():
+    given: dict[str, Any] = {
+        **SIZE, "head_dim": WIDTH, "max_position_embeddings": positions, "initializer_range": spread
+    }  # fmt: skip
+    of_some = {"query_pre_attn_scalar": 32, "layer_types": ["sliding_attention", "full_attention"]}
+    for key, value in (given | {key: value for key, value in of_some.items() if getattr(config, key, None)}).items():
         setattr(config, key, value)
-    for key, value in {"query_pre_attn_scalar": 32, "layer_types": ["sliding_attention", "full_attention"]}.items():
-        if getattr(config, key, None):
-            setattr(config, key, value)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     _save(config, GenerationConfig.from_pretrained(source), folder, end)
     return folder
