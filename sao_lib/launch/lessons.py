@@ -143,7 +143,8 @@ def numbers() -> str:
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *map(_row, names())]]
     return (
         "# The lessons in numbers\n\nWritten by `make notebooks`, which ran each notebook from its first cell to its "
-        "last, in a process of its own.\nWords are of prose, without formulas.\n\n" + "\n".join(lines) + "\n"
+        "last, in a process of its own.\nMinutes are of the machine that ran them, whatever else it did; words are of "
+        "prose, without formulas.\n\n" + "\n".join(lines) + "\n"
     )
 
 
