@@ -253,3 +253,12 @@ def test_disk_is_what_stays_and_the_checkpoints_of_the_trainings_that_run_at_onc
     assert passing[-1] == pytest.approx(3 * 9.24e9 * 14 / 2**30)  # 469 steps, saved every 100: two and the next
     assert cost.disk_needed(runs, runs) == pytest.approx(stays + passing[-1])
     assert cost.disk_needed(runs, runs, 2) == pytest.approx(stays + sum(passing[-2:]))
+
+
+def test_a_cpu_without_bf16_has_rates_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {}
+    for bf16 in (True, False):
+        monkeypatch.setattr(hardware, "multiplies_bf16", lambda answer=bf16: answer)
+        seconds[bf16] = sum(predicted(planned("cpu", "table6")).values())
+        assert cost.devices_of("gpu-small")[0].name == "a100-80gb"
+    assert seconds[False] > 2 * seconds[True]
