@@ -252,7 +252,7 @@ def test_the_fake_api_lists_models_and_names_winners(tmp_path: Path, monkeypatch
 def test_the_short_form_is_ready(tmp_path: Path) -> None:
     """The paper's own profile, Snakemake, notebooks and four fake cards; forty rows of canned text."""
     words = [sys.executable, "-m", "rehearsal", "table6", "--profile", "paper", "--only", "count", "--sizes", "40"]
-    words += ["--rows", "self", "--limit", "10", "--outputs", str(tmp_path / "out")]
+    words += ["--rows", "self", "--limit", "14", "--outputs", str(tmp_path / "out")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert done.stdout.strip().endswith("ready")
