@@ -14,7 +14,7 @@ from sao_lib.settings import Settings
 STEPS = 1  # of the optimiser: 128 pairs, two seconds each on a core
 SLOW, RANDOM = "LIMIT", "a random model"  # why most things are changed
 # Seconds on two free cores: of a walk and of its rows of pairs, of a count without rows and of its thousands. Guessed
-# from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages; not measured as a whole.
+# from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages, not measured.
 WALK, A_ROW = 900.0, 0.4
 COUNT, A_THOUSAND = 120.0, 6.0
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
