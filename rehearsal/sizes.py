@@ -11,10 +11,11 @@ from sao_lib.machine import cores, idle_share
 from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.settings import Settings
 
-STEPS = 2  # of the optimiser
+STEPS = 1  # of the optimiser: 128 pairs, two seconds each on a core
 SLOW, RANDOM = "LIMIT", "a random model"  # why most things are changed
-# Measured here on two cores: seconds of a walk and of its rows of pairs, of a count without rows and of its thousands.
-WALK, A_ROW = 1800.0, 0.2
+# Seconds on two free cores: of a walk and of its rows of pairs, of a count without rows and of its thousands. Guessed
+# from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages, not measured.
+WALK, A_ROW = 900.0, 0.4
 COUNT, A_THOUSAND = 120.0, 6.0
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
 PROMPT, RESPONSE, SAMPLE = 48, 64, 16  # tokens

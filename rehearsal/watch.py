@@ -29,6 +29,8 @@ LEAST_GIB = 1.0  # of memory that the machine keeps for others
 # A line of `launch.execute`'s: `[4/33, 6:10 left] train/simpo-self: done in 0:10`.
 LINE = re.compile(r"(?:\[[^\]]*\] )?(\w+)/(\S+): (started|done in )")
 
+Said = tuple[float, str]  # a line, and when it was said
+
 
 @dataclass
 class Stage:
@@ -124,7 +126,7 @@ class Watch:
         self.seen, self.moved, self.last = "", time.monotonic(), "the command"
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Outcome:
-        start, lines = time.monotonic(), queue.SimpleQueue[str]()
+        start, lines = time.monotonic(), queue.SimpleQueue[Said]()
         # A title written over the environment would hide the mark; a Python that is aborted says where it stood.
         given = {**environment, MARK: self.marked.mark, "SPT_NOENV": "1", "PYTHONFAULTHANDLER": "1"}
         process = subprocess.Popen(
@@ -146,7 +148,7 @@ class Watch:
         self.outcome.seconds = time.monotonic() - start
         return self.outcome
 
-    def _look_until_it_ends(self, process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
+    def _look_until_it_ends(self, process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[Said]") -> None:
         sampled = 0.0
         while (code := process.poll()) is None:
             time.sleep(LOOK)
@@ -163,27 +165,27 @@ class Watch:
                 return
         self.outcome.code = code
 
-    def _take(self, lines: "queue.SimpleQueue[str]") -> None:
+    def _take(self, lines: "queue.SimpleQueue[Said]") -> None:
         """Read what the command has said."""
         while True:
             try:
-                line = lines.get_nowait().rstrip()
+                at, line = lines.get_nowait()
             except queue.Empty:
                 return
-            self.moved = time.monotonic()
+            self.moved = at
             self.outcome.said.append(line)
             self.show(f"  | {line}")
             if found := LINE.match(line):
-                self._note(found[1], found[2], ended=found[3] != "started")
+                self._note(found[1], found[2], at, ended=found[3] != "started")
 
-    def _note(self, stage: str, name: str, ended: bool) -> None:
+    def _note(self, stage: str, name: str, at: float, ended: bool) -> None:
         if not ended:
-            self.begun[stage, name] = time.monotonic()
+            self.begun[stage, name] = at
             self.last = f"{stage}/{name}"
         elif (stage, name) in self.begun:
             taken = self.outcome.stages[stage]
             taken.runs += 1
-            taken.seconds += time.monotonic() - self.begun.pop((stage, name))
+            taken.seconds += at - self.begun.pop((stage, name))
 
     def _sample(self) -> None:
         alive = self.marked.alive()
@@ -196,7 +198,7 @@ class Watch:
         if (seen := str(sorted(files))) != self.seen:
             self.seen, self.moved = seen, time.monotonic()
 
-    def _note_hung(self, lines: "queue.SimpleQueue[str]") -> None:
+    def _note_hung(self, lines: "queue.SimpleQueue[Said]") -> None:
         """Who is left, and where each stood: on our terminal, or in the log of an engine or a training."""
         alive = sorted(self.marked.alive(), key=lambda process: process.pid)
         said = "; ".join(map(named, alive))
@@ -223,10 +225,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     return now.st_size, now.st_mtime_ns
 
 
-def _read(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
+def _read(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[Said]") -> None:
     assert process.stdout
     for line in process.stdout:
-        lines.put(line)
+        lines.put((time.monotonic(), line.rstrip()))
 
 
 def _die_with_us() -> None:
