@@ -118,7 +118,7 @@ def _copies(settings: Settings, memory_gib: float) -> int | None:
 
 def of_count(settings: Settings, rows: int) -> list[Change]:
     """For a count of `rows` with canned texts: nothing else is shrunk, but for what does not grow with the rows."""
-    t = settings.train
+    t, e = settings.train, settings.evaluate
     few = rows < t.held_out + t.global_batch
     wanted: dict[str, tuple[Any, str]] = {
         "machine.jobs": (1, "one run at a time, so that memory is one stage's"),
@@ -128,6 +128,8 @@ def of_count(settings: Settings, rows: int) -> list[Change]:
         "train.pairs": (None, "all rows"),
         "train.held_out": (rows // 8 if few else t.held_out, "few rows"),
         "train.global_batch": (t.micro_batch * t.processes if few else t.global_batch, "few rows"),
+        "evaluate.n": (min(e.n, rows) if few else e.n, "few rows"),
+        "evaluate.gold_questions": (min(e.gold_questions, 4) if few else e.gold_questions, "few rows"),
     }
     return changed(settings, wanted | dict(_random_judge(settings)))
 
