@@ -240,12 +240,15 @@ def test_the_numbers_name_every_notebook() -> None:
         assert f"[{name}](../notebooks/{name}.ipynb)" in lessons.NUMBERS.read_text()
 
 
+NEWS = "labconfig/page_config.json"
+
+
 def test_the_lab_opens_the_first_notebook_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     command = lab.command()
     assert f"--ServerApp.root_dir={ROOT}" in command
     assert "--ServerApp.ip=127.0.0.1" in command
-    assert "--LabApp.news_url=None" in command
+    assert "announcements" in (Path(lab.environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0]) / NEWS).read_text()
     assert f"--LabApp.default_url=/lab/tree/{lab.FIRST}" in command
     assert (ROOT / lab.FIRST).is_file()
     assert not any("token" in part or "allow-root" in part for part in command), "jupyter makes a token of its own"

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 from sao_lib.launch.kernel import ENVIRONMENT
 from sao_lib.settings import ROOT
 
 FIRST = "notebooks/00_start_here.ipynb"
+CONFIGURATION = Path(__file__).with_name("jupyter")  # without news, updates and the question whether one wants them
 SHOWS = ("TQDM_DISABLE",)  # of what keeps executed notebooks readable: who runs a cell by hand wants to see it move
 
 
@@ -16,8 +18,6 @@ def command() -> list[str]:
         "ServerApp.root_dir": str(ROOT),
         "ServerApp.ip": "127.0.0.1",
         "LabApp.default_url": f"/lab/tree/{FIRST}",
-        "LabApp.news_url": "None",
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.extension_manager": "readonly",
     }
     root = ["--allow-root"] if os.geteuid() == 0 else []  # a container's only user
@@ -27,8 +27,9 @@ def command() -> list[str]:
 def environment() -> dict[str, str]:
     """What the server and its kernels get: this environment's Python and library, and libraries that are quiet."""
     quiet = {name: value for name, value in ENVIRONMENT.items() if name not in SHOWS}
-    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    return {**os.environ, **quiet, "PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1"}
+    first = {"PYTHONPATH": ROOT, "JUPYTER_CONFIG_PATH": CONFIGURATION}
+    paths = {name: f"{path}{os.pathsep}{os.environ.get(name, '')}".rstrip(os.pathsep) for name, path in first.items()}
+    return {**os.environ, **quiet, **paths, "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
 def lab() -> None:
