@@ -21,6 +21,11 @@ from sao_lib.settings import Settings  # noqa: E402
 SMOL = "embedded/smollm2-135m-instruct"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file begins first, so that the other worker does not wait for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_main_path.py")
+
+
 @pytest.fixture(scope="session")
 def cpu() -> Settings:
     return layers.validate(layers.profile_layers("cpu"))
