@@ -105,3 +105,13 @@ except KeyboardInterrupt:
     os.killpg(process.pid, signal.SIGINT)
     process.wait(30)
     assert (tmp_path / "said").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+def test_orphans_of_later_commands_do_not_come_to_who_once_kept_one() -> None:
+    """Else nobody buries them: SLURM, which waits until a job's processes are gone, waits for ever."""
+    with keeper.kept([sys.executable, "-c", "pass"], stdout=subprocess.PIPE) as process:
+        process.wait()
+    orphan = "import subprocess; print(subprocess.Popen(['sleep', '5']).pid)"
+    said = subprocess.run([sys.executable, "-c", orphan], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert psutil.Process(int(said)).ppid() != os.getpid()

@@ -23,7 +23,7 @@ from typing import Any
 LOOK = 1.0  # seconds between two looks for orphans
 GRACE = 20.0  # seconds in which an interrupted command may end by itself
 KEEPER = "SAO_KEEPER"  # in the environment of what a keeper keeps: its process id
-SUBREAPER, DEATH_SIGNAL = 36, 1  # PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
+SUBREAPER, IS_SUBREAPER, DEATH_SIGNAL = 36, 37, 1  # PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 
 
 def is_kept() -> bool:
@@ -41,7 +41,15 @@ def kept(command: Sequence[str], **how: Any) -> Iterator["subprocess.Popen[str]"
         with subprocess.Popen(command, text=True, **how) as process:
             yield process
         return
+    was = _is_subreaper()
     _set(SUBREAPER, 1)
+    try:
+        yield from _kept(command, how)
+    finally:  # else orphans of commands without a keeper would come here later, and nobody would bury them
+        _set(SUBREAPER, was)
+
+
+def _kept(command: Sequence[str], how: dict[str, Any]) -> Iterator["subprocess.Popen[str]"]:
     others = set(_alive().get(os.getpid(), []))
     reader, writer = os.pipe()
     words = [sys.executable, "-P", "-S", __file__, str(reader), *command]
@@ -89,6 +97,12 @@ def main(words: Sequence[str]) -> int:
 
 def _set(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
+
+
+def _is_subreaper() -> int:
+    found = ctypes.c_int()
+    ctypes.CDLL(None).prctl(IS_SUBREAPER, ctypes.byref(found))
+    return found.value
 
 
 def _alive() -> dict[int, list[int]]:
