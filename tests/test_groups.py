@@ -128,7 +128,7 @@ def test_a_grouped_and_a_single_run_give_the_same_bytes(
     engine_log = (found["together"][1] / "engine.log").read_text()
     assert "Initializing a V1 LLM engine" not in engine_log, "the third judge took the first one's engine"
     cells = json.loads((found["together"][1] / "notebook.ipynb").read_text())["cells"]
-    assert next(c["execution_count"] for c in cells if c["cell_type"] == "code") == 1
+    assert next(c["execution_count"] for c in cells if c.get("execution_count")) == 1
 
 
 def test_a_run_that_fails_leaves_its_sentence_and_the_next_is_done(
