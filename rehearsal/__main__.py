@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--profile", default="paper")
     top.add_argument("--limit", type=float, default=30, help="minutes")
     top.add_argument("--rows", default="", help="names of rows; default: the two that open most")
-    top.add_argument("--sizes", default="1000,10000,60000", help="rows that are counted")
+    top.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000, 60000], help="rows that are counted")
     top.add_argument("--patience", type=float, default=300, help="seconds without any movement that are a hang")
     top.add_argument("--only", choices=("walk", "count"), help="one of the two parts")
     top.add_argument("--outputs", type=Path, help="default: outputs/rehearsal/PROFILE-TABLE; begun anew")
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.only != "count":
             this.walk(1.0 if given.only else 0.5)
         if given.only != "walk" and this.left > 0:
-            this.count([int(size) for size in given.sizes.replace(",", " ").split()])
+            this.count(given.sizes)
     except SaoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

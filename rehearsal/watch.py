@@ -1,14 +1,12 @@
 """A command under watch: what each stage takes, whether it still moves, and what it leaves behind."""
 
 import contextlib
-import ctypes
 import os
 import queue
 import re
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -20,6 +18,7 @@ import psutil
 
 from sao_lib.machine import available_gib
 from sao_lib.settings import ROOT
+from sao_lib.writers import watch_parent
 
 MARK = "SAO_REHEARSED"  # in the environment of all that a watched command starts: whose it is
 YOUNG = 5.0  # seconds; a younger process may not have its own environment yet
@@ -131,7 +130,7 @@ class Watch:
         given = {**environment, MARK: self.marked.mark, "SPT_NOENV": "1", "PYTHONFAULTHANDLER": "1"}
         process = subprocess.Popen(
             command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True, preexec_fn=_die_with_us if sys.platform == "linux" else None,
+            start_new_session=True, preexec_fn=watch_parent,  # it ends with the rehearsal, and its keeper ends the rest
         )  # fmt: skip
         threading.Thread(target=_read, args=(process, lines), daemon=True).start()
         try:
@@ -229,11 +228,6 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[Said]") ->
     assert process.stdout
     for line in process.stdout:
         lines.put((time.monotonic(), line.rstrip()))
-
-
-def _die_with_us() -> None:
-    """In the command before it starts: it ends with the rehearsal, and its keeper ends the rest."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def plain_environment() -> dict[str, str]:

@@ -19,15 +19,16 @@ ROWS = DATA / "runs"  # the finished runs that lessons read, in the place of out
 
 
 def spec_of(stage: str) -> dict[str, Any]:
-    """The spec of the lesson of `stage`, as this machine's CPU computes fast; raises SaoError if there is none."""
+    """The spec of the lesson of `stage`, as this machine can run it; raises SaoError if there is none."""
     try:
         spec = dict(json.loads((SPECS / f"{stage}.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise SaoError(f"There is no lesson '{stage}'; there are: {', '.join(NOTEBOOKS)}.") from None
-    if not machine.multiplies_bf16():
-        for section, in_float32 in read_yaml(PARAMS / "profiles" / "cpu.yaml")["without_bf16"].items():
+    profile = read_yaml(PARAMS / "profiles" / "cpu.yaml")
+    for name in (name for name, holds in machine.SECTIONS.items() if holds()):
+        for section, instead in profile[name].items():
             if spec["params"].get(section):
-                spec["params"][section] |= in_float32
+                spec["params"][section] |= instead
     return spec
 
 

@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")  # Linux alone has it
@@ -30,6 +32,13 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return bool(flags and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags[1].split()))
+
+
+# Sections of a profile without GPUs, which are laid over the rest of it on a machine for which this holds.
+SECTIONS: dict[str, Callable[[], bool]] = {
+    "without_vllm": lambda: find_spec("vllm") is None,
+    "without_bf16": lambda: not multiplies_bf16(),
+}
 
 
 def has_gpu() -> bool:

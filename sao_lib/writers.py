@@ -25,9 +25,15 @@ def die_with_parent() -> None:
     """
     starter = os.environ.get(STARTED_BY)
     if starter and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG; from here on the system watches the parent
+        watch_parent()
         if int(starter) not in _ancestors():
             os._exit(1)  # it was killed before we asked
+
+
+def watch_parent() -> None:
+    """Let the system kill this process when its parent ends; Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def _ancestors() -> list[int]:

@@ -9,7 +9,6 @@ one bit for bit.
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import psutil
 import pytest
 import torch
 from accelerate import PartialState
+from serving import free_port
 from tiny_training import a_run, rows, saved
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
@@ -279,12 +279,6 @@ def test_sixteen_micro_batches_add_up_under_the_papers_deepspeed_file(tmp_path: 
     said = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("sum ")]
     assert said, done.stderr[-1000:]
     assert float(said[0]) == pytest.approx(263.5, abs=0.6)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:

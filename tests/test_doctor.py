@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from sao_lib import hub
 from sao_lib.launch.cards import cards_here
-from sao_lib.launch.doctor import doctor, pins
+from sao_lib.launch.doctor import ROOM_GIB, doctor, pins
 from sao_lib.plan import cost, planning
 from sao_lib.settings import PARAMS
 
@@ -40,7 +40,7 @@ def test_a_package_that_is_not_as_pinned_is_named(
 def test_without_vllm_the_profile_is_ready_with_the_engine_that_it_takes_instead(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sao_lib.plan.layers.find_spec", lambda name: None)
+    monkeypatch.setattr("sao_lib.machine.find_spec", lambda name: None)
     monkeypatch.setattr("sao_lib.launch.doctor.find_spec", lambda name: None)
     doctor()
     said = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_the_disk_that_a_profile_needs_is_what_its_plan_says(
     doctor()
     said = capsys.readouterr().out
     runs = planning.make("paper", "table6").runs
-    need = cost.disk_needed(runs, runs) + cost.hub_gib(runs)
+    need = ROOM_GIB + cost.disk_needed(runs, runs) + cost.hub_gib(runs)
     assert f"{need:.0f} GiB free disk for table6, here 1" in said
     assert "3 GiB free disk for table6, here 1" in said  # cpu's
 

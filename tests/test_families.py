@@ -24,23 +24,31 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from rehearsal import families
-from sao_lib import runs
 from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
+from sao_lib.files import read_rows
 from sao_lib.method import logps, train
-from sao_lib.plan import chain
-from sao_lib.plan import planning as plan
 from sao_lib.settings import ROOT
 
 NAMES = [*families.FAMILIES]
-SMALLEST = ["policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
-            "synthesize.max_response_tokens=12", "judge.source=length"]  # fmt: skip
+SMALLEST = ["machine.jobs=1", "policy.system=null", "synthesize.source=dataset", "synthesize.n=6", "synthesize.pairs=6",
+            "synthesize.max_response_tokens=12", "judge.source=length", "judge.audit_questions=1", "train.held_out=2",
+            "train.lora_rank=null", "train.samples=1", "evaluate.n=4", "evaluate.max_tokens=12",
+            "evaluate.labelled_questions=4", "evaluate.gold_questions=4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: families.make(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+
+
+def reproduce(table: str, model: Path, outputs: Path, *changes: str) -> None:
+    given = [f"policy.model={model}", *SMALLEST, *changes]
+    command = [sys.executable, "-m", "sao_lib", "reproduce", table, "--set", *given]
+    environment = {**os.environ, "SAO_OUTPUTS": str(outputs), "OPENAI_API_KEY": ""}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "smollm2"])
@@ -150,30 +158,36 @@ def test_a_family_whose_masks_are_not_known_reads_each_prompt_twice() -> None:
     assert not logps.shares_prompts(model)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_trained_model_ends_its_turns_as_before(name: str, models: dict[str, Path], tmp_path: Path) -> None:
-    run, settings = a_run(tmp_path, models[name], pairs=8, epochs=1, attention="eager")
-    train.launch(run, settings)
-    trained, family = run.folder / "model", families.FAMILIES[name]
-    tokenizer = AutoTokenizer.from_pretrained(trained)
+def check_ends(trained: Path, name: str) -> None:
+    """The model in `trained` ends its turns and its texts as its family does."""
+    family, tokenizer = families.FAMILIES[name], AutoTokenizer.from_pretrained(trained)
     ends = GenerationConfig.from_pretrained(trained).eos_token_id
     assert set(tokenizer.convert_ids_to_tokens(ends)) == set(family.ends)
     assert (tokenizer.bos_token, tokenizer.eos_token) == (family.tokens["bos_token"], family.tokens["eos_token"])
     assert tokenizer.chat_template == family.template
-    assert json.loads((run.folder / "attention.json").read_text())["used"] == "eager"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trained_model_ends_its_turns_as_before(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    run, settings = a_run(tmp_path, models[name], pairs=8, epochs=1, attention="eager")
+    train.launch(run, settings)
+    check_ends(run.folder / "model", name)
+
+
+@pytest.mark.parametrize(("name", "judge"), [("gemma2", "likelihood"), ("llama3", "relevance")])
+def test_the_main_path_runs_and_the_trained_model_ends_its_turns_as_before(
+    name: str, judge: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The judge is no matter of the family's: one reads with SmolLM2, the other with embeddings, which is faster."""
+    reproduce("table14", models[name], tmp_path, f"evaluate.judges=[{judge}]")
+    trained = next(tmp_path.glob("cpu/train/*length*/model"))
+    check_ends(trained, name)
+    attention = json.loads((trained.parent / "attention.json").read_text())
+    assert attention["used"] == "eager"
+    assert len({row["step"] for row in read_rows(trained.parent / "samples.jsonl")}) == 2
 
 
 def test_a_model_without_a_begin_token_passes_the_lesson_on_begin_tokens(
-    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Path], tmp_path: Path
 ) -> None:
-    for module in (runs, chain):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
-    made = plan.make("cpu", "table13", [f"policy.model={models['qwen2']}", *SMALLEST])
-    plan.write_specs(made)
-    first = made.runs[0]
-    command = [sys.executable, "-m", "sao_lib", "run", str(first.path)]
-    environment = {**os.environ, "SAO_OUTPUTS": str(tmp_path), "OPENAI_API_KEY": ""}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    assert first.spec["stage"] == "synthesize"
-    assert first.done
+    reproduce("table13", models["qwen2"], tmp_path)

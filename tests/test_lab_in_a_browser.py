@@ -1,14 +1,12 @@
 """`make lab` as a reader has it: the first notebook opens, Run All runs it to its end, and nobody else is asked."""
 
 import os
-import socket
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from serving import free_port, wait_until_it_answers
 
 from sao_lib.launch import lab
 from sao_lib.provenance import cells_of
@@ -23,19 +21,11 @@ CELLS = """jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.mo
 @pytest.fixture
 def address() -> Iterator[str]:
     """JupyterLab's, as `make lab` starts it but for a port and a token that are known."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     known = [f"--ServerApp.port={port}", f"--IdentityProvider.token={TOKEN}", "--no-browser", "--expose-app-in-browser"]
     server = subprocess.Popen([*lab.command(), *known], cwd=ROOT, env=lab.environment(), stderr=subprocess.DEVNULL)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None
-                time.sleep(0.5)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/api?token={TOKEN}", server)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()  # a kernel that is asked to end may take a minute

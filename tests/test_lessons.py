@@ -78,6 +78,12 @@ def test_a_lesson_computes_in_float32_where_the_cpu_has_no_bfloat16(monkeypatch:
     assert types() == {"float32"}
 
 
+def test_a_lesson_runs_in_transformers_where_vllm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lesson.spec_of("answer")["params"]["engine"]["kind"] == "vllm"
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    assert lesson.spec_of("answer")["params"]["engine"]["kind"] == "transformers"
+
+
 def test_an_unknown_lesson_is_one_sentence(outputs: Path) -> None:
     with pytest.raises(SaoError, match="There is no lesson 'judges'; there are: synthesize"):
         Run.open("", "judges")
@@ -118,6 +124,7 @@ def test_its_cells_are_short_and_some_of_them_draw(name: str) -> None:
     assert lines[len(lines) // 2] <= 8
     assert lines[int(0.9 * len(lines))] <= 20
     assert max(lines) <= 25
+    assert name == lessons.START or any("parameters" in c.metadata.get("tags", []) for c in code)
     drawn = sum("plt.show()" in c.source for c in code)
     shown = sum("image/png" in o.get("data", {}) for c in code for o in c.outputs)
     assert (1 if name == "11_dose" else 2) <= drawn <= 4
@@ -248,6 +255,7 @@ def test_the_lab_opens_the_first_notebook_for_this_machine_alone(monkeypatch: py
     command = lab.command()
     assert f"--ServerApp.root_dir={ROOT}" in command
     assert "--ServerApp.ip=127.0.0.1" in command
+    assert "--LabApp.news_url=None" in command
     assert "announcements" in (Path(lab.environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0]) / NEWS).read_text()
     assert f"--LabApp.default_url=/lab/tree/{lab.FIRST}" in command
     assert (ROOT / lab.FIRST).is_file()

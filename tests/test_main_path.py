@@ -170,9 +170,12 @@ def test_mistakes_are_one_sentence_without_a_traceback(words: list[str], said: s
 def test_a_failing_run_leaves_its_sentence_and_its_notebook(outputs: Path) -> None:
     """Beside the finished runs, of which it uses what it shares."""
     before = started(outputs)
-    failed = reproduce(outputs, "smoke-benchmarks", "train.min_completion=64")  # no response is as long
+    changes = ("train.min_completion=64", "judge.audit_questions=2")  # no response is as long; another judge's run
+    failed = reproduce(outputs, "smoke-benchmarks", *changes)
     assert failed.returncode == 1
     assert "usable pairs are too few" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert list((outputs / "cpu" / "train").rglob("notebook.failed.ipynb"))
-    assert started(outputs) == before
+    done = started(outputs)[len(before) :]
+    assert len(done) == 2  # the judge's run and the rating that reads it: what could be done was done
+    assert {name.partition("-")[0] for name in done} == {"length"}

@@ -2,18 +2,17 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flaky import FakeClock, Fault, FlakyProxy
+from serving import free_port, wait_until_it_answers
 
 from sao_lib.engines import Completion, Conversation
 from sao_lib.engines.models import resolve
@@ -44,12 +43,6 @@ def ask(folder: Path, requests: list[Conversation], max_usd: float = 1.0) -> Rep
     return engine_in(folder, max_usd).generate(requests, 6, 0.0, [0] * len(requests))
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """vLLM's own OpenAI-compatible server with the embedded model, on loopback and in the environment."""
@@ -62,13 +55,7 @@ def server() -> Iterator[str]:
     environment |= {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended before it was ready"
-                time.sleep(1)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
             patch.setenv("OPENAI_API_KEY", KEY)

@@ -83,9 +83,9 @@ def test_a_missing_key_stops_only_the_rows_that_need_it(monkeypatch: pytest.Monk
 def test_without_vllm_the_cpu_profile_is_planned_with_transformers_as_other_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layers, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
     with_vllm = plan.make("cpu", "table6")
-    monkeypatch.setattr(layers, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     assert layers.validate(layers.profile_layers("cpu-long")).engine.kind == "transformers"
     without, gpu = plan.make("cpu", "table6"), layers.validate(layers.profile_layers("gpu-small"))
     assert (with_vllm.base.engine.kind, without.base.engine.kind) == ("vllm", "transformers")

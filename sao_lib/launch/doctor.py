@@ -17,6 +17,8 @@ from sao_lib.plan import cost, layers, planning
 from sao_lib.settings import PARAMS, ROOT, profile_file
 
 DISK_OF = "table6"  # the table whose plan says how much disk a profile needs
+ROOM_GIB = 9  # besides: the environment, caches, what a run writes for moments
+UNPLANNED_GIB = 50  # where no plan can be made
 
 
 def doctor(asked: str = "cpu") -> None:
@@ -98,12 +100,12 @@ def _ready(profile: str, free: float, memory: float) -> str:
 
 
 def _disk_gib(profile: str) -> float:
-    """Disk that a table takes on a profile by its plan, with its models from the hub; 0 where no plan can be made."""
+    """Disk that a table takes on a profile by its plan, with its models from the hub."""
     try:
         runs = planning.make(profile, DISK_OF).runs
-        return cost.disk_needed(runs, runs) + cost.hub_gib(runs)
+        return ROOM_GIB + cost.disk_needed(runs, runs) + cost.hub_gib(runs)
     except SaoError:
-        return 0.0
+        return UNPLANNED_GIB
 
 
 def _imports(name: str) -> str:

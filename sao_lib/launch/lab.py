@@ -8,7 +8,7 @@ from sao_lib.launch.kernel import ENVIRONMENT
 from sao_lib.settings import ROOT
 
 FIRST = "notebooks/00_start_here.ipynb"
-CONFIGURATION = Path(__file__).with_name("jupyter")  # without news, updates and the question whether one wants them
+CONFIGURATION = Path(__file__).with_name("jupyter")  # without the question whether one wants news
 SHOWS = ("TQDM_DISABLE",)  # of what keeps executed notebooks readable: who runs a cell by hand wants to see it move
 
 
@@ -18,6 +18,8 @@ def command() -> list[str]:
         "ServerApp.root_dir": str(ROOT),
         "ServerApp.ip": "127.0.0.1",
         "LabApp.default_url": f"/lab/tree/{FIRST}",
+        "LabApp.news_url": "None",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.extension_manager": "readonly",
     }
     root = ["--allow-root"] if os.geteuid() == 0 else []  # a container's only user

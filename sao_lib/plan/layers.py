@@ -4,8 +4,7 @@ Profile <- experiment <- presets <- row <- command line.
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -24,17 +23,12 @@ REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("train", "loss"): LOSSES,
     ("synthesize", "source"): PROMPT_SOURCES,
 }
-# Of a profile, laid over the rest of it on a machine for which this holds.
-SECTIONS: dict[str, Callable[[], bool]] = {
-    "without_vllm": lambda: find_spec("vllm") is None,
-    "without_bf16": lambda: not machine.multiplies_bf16(),
-}
 SHOWN = 80  # characters of a wrong value in a message
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
 def profile_layers(name: str) -> list[Layer]:
-    """A profile's layers: the one it `extends`, if any, its own, and without a GPU those SECTIONS that hold here.
+    """A profile's layers: the one it `extends`, if any, its own, and without a GPU its sections that hold here.
 
     Raises SaoError when a profile does not exist, or where one extends itself.
     """
@@ -42,11 +36,11 @@ def profile_layers(name: str) -> list[Layer]:
     machines = [layer["machine"] for _, layer in layers if isinstance(layer.get("machine"), dict)]
     if next((m["gpus"] for m in reversed(machines) if "gpus" in m), 0):
         return layers
-    return [*layers, *(section for key, section in sections if SECTIONS[key]())]
+    return [*layers, *(section for key, section in sections if machine.SECTIONS[key]())]
 
 
 def _profile(name: str, above: tuple[str, ...]) -> tuple[list[Layer], list[tuple[str, Layer]]]:
-    """The layers, and what they say under SECTIONS' keys. `above` are the profiles that extend this one."""
+    """The layers, and their sections by machine.SECTIONS' keys. `above` are the profiles that extend this one."""
     file = profile_file(name)
     if name in above:
         raise SaoError(f"{shown(file)} extends itself: {' extends '.join([*above[above.index(name) :], name])}.")
@@ -56,7 +50,7 @@ def _profile(name: str, above: tuple[str, ...]) -> tuple[list[Layer], list[tuple
         raise SaoError(f"{shown(file)}: extends is {base!r}; it must be the name of another profile.")
     layers, sections = _profile(base, (*above, name)) if base else ([], [])
     said = f"params/profiles/{name}.yaml"
-    sections += [(key, (f"{said}, {key}", own.pop(key))) for key in SECTIONS if key in own]
+    sections += [(key, (f"{said}, {key}", own.pop(key))) for key in machine.SECTIONS if key in own]
     return [*layers, (said, own)], sections
 
 
