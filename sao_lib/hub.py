@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS
+from sao_lib.yaml_files import read_yaml
 
 NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+)")
 GITHUB = re.compile(r"github:([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)")

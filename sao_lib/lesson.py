@@ -11,7 +11,8 @@ from typing import Any
 from sao_lib import machine
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
-from sao_lib.settings import NOTEBOOKS, PARAMS, ROOT, read_yaml
+from sao_lib.settings import NOTEBOOKS, PARAMS, ROOT
+from sao_lib.yaml_files import read_yaml
 
 DATA = ROOT / "notebooks" / "data"
 SPECS = DATA / "specs"  # <stage>.json, as `launch.lessons` planned them

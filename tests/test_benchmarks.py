@@ -19,7 +19,8 @@ from sao_lib.errors import SaoError
 from sao_lib.evaluate import arena_hard, math500, mt_bench, rating
 from sao_lib.files import read_rows
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Policy, read_yaml
+from sao_lib.settings import ROOT, Policy
+from sao_lib.yaml_files import read_yaml
 
 POLICY = Policy(model="fake", system="Be brief.")
 MT_TEMPLATE, ARENA_TEMPLATE = "params/templates/mt_bench.yaml", "params/templates/arena_hard.yaml"

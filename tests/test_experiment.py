@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sao_lib import settings
+from sao_lib import settings, yaml_files
 from sao_lib.errors import SaoError
 from sao_lib.plan import experiment, planning
 from sao_lib.report.check import check, offers
@@ -27,7 +27,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "experiments").mkdir()
     for other in ("profiles", "paper.yaml", "shows.yaml", "rates.yaml"):
         (tmp_path / other).symlink_to(settings.PARAMS / other)
-    for module in (settings, experiment):
+    for module in (yaml_files, experiment):
         monkeypatch.setattr(module, "PARAMS", tmp_path)
 
     def file(**changes: Any) -> None:

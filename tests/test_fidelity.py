@@ -10,7 +10,8 @@ from sao_lib.errors import SaoError
 from sao_lib.plan import planning as plan
 from sao_lib.plan.experiment import experiments
 from sao_lib.report import fidelity
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS
+from sao_lib.yaml_files import read_yaml
 
 PROFILES = {path.stem for path in (PARAMS / "profiles").glob("*.yaml")}
 

@@ -15,7 +15,8 @@ from sao_lib.method import judge
 from sao_lib.method.feedback import SOURCES, open_source
 from sao_lib.method.labelled import FAULTS, FILE, echo_pairs, labelled_pairs
 from sao_lib.runs import Run
-from sao_lib.settings import PARAMS, Judge, Settings, read_yaml
+from sao_lib.settings import PARAMS, Judge, Settings
+from sao_lib.yaml_files import read_yaml
 
 UGLY = [
     ("ranking: 1 > 2", 1),

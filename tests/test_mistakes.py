@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sao_lib import files, runs, settings
+from sao_lib import files, runs, settings, yaml_files
 from sao_lib.__main__ import main
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
@@ -35,7 +35,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(settings.PARAMS / "profiles", folder / "profiles")
     for name in ("paper.yaml", "shows.yaml", "rates.yaml", "models.yaml"):
         (folder / name).symlink_to(settings.PARAMS / name)
-    for module in (settings, experiment):
+    for module in (yaml_files, experiment):
         monkeypatch.setattr(module, "PARAMS", folder)
     (folder / "experiments" / "mine.yaml").write_text(OWN)
     return folder

@@ -12,7 +12,7 @@ import pytest
 
 from sao_lib.errors import SaoError
 from sao_lib.report import paper
-from sao_lib.settings import read_yaml
+from sao_lib.yaml_files import read_yaml
 
 TEXT = "paper/2510.06652.txt"
 needs_text = published.needs("params/paper.yaml against the paper's text", TEXT)

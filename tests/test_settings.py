@@ -2,7 +2,7 @@
 
 import pytest
 
-from sao_lib import settings
+from sao_lib import settings, yaml_files
 from sao_lib.errors import SaoError
 from sao_lib.plan import planning as plan
 
@@ -23,7 +23,7 @@ def test_every_profile_is_valid() -> None:
 
 
 def test_every_profile_says_what_it_can_tell() -> None:
-    said = settings.read_yaml(settings.PARAMS / "shows.yaml")
+    said = yaml_files.read_yaml(settings.PARAMS / "shows.yaml")
     assert set(said) == {file.stem for file in (settings.PARAMS / "profiles").glob("*.yaml")}
 
 

@@ -10,8 +10,9 @@ import pytest
 from sao_lib.engines import seed_for
 from sao_lib.errors import SaoError
 from sao_lib.method import synthesize
-from sao_lib.settings import PARAMS, Settings, read_yaml
+from sao_lib.settings import PARAMS, Settings
 from sao_lib.sources import load_rows
+from sao_lib.yaml_files import read_yaml
 
 PERSONAS = "params/data/personas.jsonl"
 INSTRUCTIONS = "alpaca_eval/alpaca_eval_gpt4_baseline.json"

@@ -16,7 +16,8 @@ from sao_lib.errors import SaoError, in_one_line
 from sao_lib.files import check_writable, file_digest
 from sao_lib.machine import has_gpu
 from sao_lib.progress import quiet
-from sao_lib.settings import PARAMS, ROOT, read_yaml
+from sao_lib.settings import PARAMS, ROOT
+from sao_lib.yaml_files import read_yaml
 
 PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # of a hub model: no code, no second copy
 CACHE = Path(os.path.expanduser(os.environ.get("SAO_MODELS") or ROOT / ".cache" / "models")).absolute()

@@ -22,8 +22,9 @@ from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
 from sao_lib.engines.openai_reply import read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import Record, append_rows, digest, resume_rows, well_formed
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS
 from sao_lib.settings import Engine as EngineSettings
+from sao_lib.yaml_files import read_yaml
 
 JOURNAL = "api_calls.jsonl"
 CHARACTERS_PER_TOKEN = 3  # a cautious divisor for the estimate; English text has about 4

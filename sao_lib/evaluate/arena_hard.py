@@ -14,8 +14,9 @@ from sao_lib.evaluate.grading import as_asked, by_id
 from sao_lib.evaluate.instruments import Triple
 from sao_lib.files import Record
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Policy, read_yaml
+from sao_lib.settings import ROOT, Policy
 from sao_lib.sources import fetch, load_rows, refused, text_of
+from sao_lib.yaml_files import read_yaml
 
 # Verdict -> (A's share of the win, how often the game counts); a strong verdict counts three times.
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}

@@ -12,7 +12,8 @@ from sao_lib.engines.chat import fill
 from sao_lib.evaluate.grading import by_id
 from sao_lib.files import Record
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Policy, read_yaml
+from sao_lib.settings import ROOT, Policy
+from sao_lib.yaml_files import read_yaml
 
 TEMPLATE = "params/templates/math.yaml"
 SECONDS = 5  # math-verify's own limit for parsing an answer and for comparing it

@@ -19,9 +19,10 @@ from sao_lib.errors import SaoError
 from sao_lib.evaluate.grading import as_asked, by_id, expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Policy, read_yaml
+from sao_lib.settings import ROOT, Policy
 from sao_lib.sources import load_rows, refused, text_of
 from sao_lib.standard_errors import clustered_se
+from sao_lib.yaml_files import read_yaml
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat; every other category: 0
 WITH_REFERENCE = ("math", "reasoning", "coding")  # FastChat

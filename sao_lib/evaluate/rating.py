@@ -12,7 +12,8 @@ from sao_lib.engines.chat import fill_apart
 from sao_lib.evaluate.grading import expected_digit, graded_pairs, measured, sides
 from sao_lib.files import Record
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, read_yaml
+from sao_lib.settings import ROOT
+from sao_lib.yaml_files import read_yaml
 
 METRICS = ("correctness", "completeness", "clarity", "usefulness", "relevance")  # SAO table 7, in its order
 DIGITS = tuple("0123456789")

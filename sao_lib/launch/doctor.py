@@ -14,7 +14,8 @@ from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import cards
 from sao_lib.plan import cost, layers, planning
-from sao_lib.settings import PARAMS, ROOT, profile_file
+from sao_lib.settings import PARAMS, ROOT
+from sao_lib.yaml_files import profile_file
 
 DISK_OF = "table6"  # the table whose plan says how much disk a profile needs
 ROOM_GIB = 9  # besides: the environment, caches, what a run writes for moments

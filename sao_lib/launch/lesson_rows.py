@@ -13,7 +13,7 @@ from sao_lib.files import Record, file_digest, read_rows, write_atomic, write_ro
 from sao_lib.plan import planning
 from sao_lib.plan.chain import Planned, Row
 from sao_lib.runs import MANIFEST
-from sao_lib.settings import shown
+from sao_lib.yaml_files import shown
 
 TABLE, STAGES = "lesson", "lesson-stages"  # in params/experiments
 SELF = ("synthesize", "judge", "train", "rating")  # the lessons of which are runs of the row `self`, else of `vanilla`

@@ -14,7 +14,8 @@ from sao_lib.plan.chain import models_of
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
 from sao_lib.runs import OUTPUTS
-from sao_lib.settings import Machine, shown
+from sao_lib.settings import Machine
+from sao_lib.yaml_files import shown
 
 FRESH = ("", "stale", "all")
 

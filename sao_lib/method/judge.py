@@ -15,8 +15,9 @@ from sao_lib.errors import SaoError
 from sao_lib.files import write_rows
 from sao_lib.method.labelled import LabelledPair, question_of
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Judge, read_yaml
+from sao_lib.settings import ROOT, Judge
 from sao_lib.standard_errors import clustered_se
+from sao_lib.yaml_files import read_yaml
 
 MARKUP = r"[\s*_`#-]*+"  # possessive, so that a line of blanks is read once
 VERDICT_LINE = re.compile(rf"{MARKUP}ranking{MARKUP}:?+{MARKUP}([12])\s*+>\s*+([12])[\s*_`.!]*+", re.IGNORECASE)

@@ -15,8 +15,9 @@ from sao_lib.engines import Completion, Conversation, Engine, seed_for, user_tur
 from sao_lib.engines.chat import Message, fill
 from sao_lib.errors import SaoError
 from sao_lib.runs import Run
-from sao_lib.settings import ROOT, Policy, Synthesize, read_yaml
+from sao_lib.settings import ROOT, Policy, Synthesize
 from sao_lib.sources import load_rows
+from sao_lib.yaml_files import read_yaml
 
 MARK = "User prompt:"
 # How a text begins that is no prompt. Further on they are ordinary: "Can you please provide ...".

@@ -15,7 +15,8 @@ from pydantic import (
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
-from sao_lib.settings import PARAMS, ROOT, Settings, Stage, Strict, experiment_file, read_yaml
+from sao_lib.settings import PARAMS, ROOT, Settings, Stage, Strict
+from sao_lib.yaml_files import experiment_file, read_yaml
 
 Control = Literal["placebo", "positive"]  # a row whose claims are known: undecided, supported
 

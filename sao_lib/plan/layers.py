@@ -15,7 +15,8 @@ from sao_lib.errors import SaoError
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.losses import LOSSES
 from sao_lib.method.synthesize import PROMPT_SOURCES
-from sao_lib.settings import Settings, parse_yaml, profile_file, read_yaml, shown
+from sao_lib.settings import Settings
+from sao_lib.yaml_files import parse_yaml, profile_file, read_yaml, shown
 
 # Parameters that name an entry of a registry.
 REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {

@@ -15,7 +15,8 @@ from sao_lib.evaluate.instruments import FITTED, READINGS, simple_parts
 from sao_lib.method.readings import BY_LANGUAGE_MODEL
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.plan.chain import Planned
-from sao_lib.settings import ROOT, read_yaml, shown
+from sao_lib.settings import ROOT
+from sao_lib.yaml_files import read_yaml, shown
 
 Params = dict[str, Any]
 Runs = Mapping[str, Planned]

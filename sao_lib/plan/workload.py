@@ -20,7 +20,8 @@ from sao_lib.method.readings import BY_EMBEDDINGS, BY_LANGUAGE_MODEL
 from sao_lib.method.rewards import RELEVANCE_MODEL
 from sao_lib.method.synthesize import PROMPT_SOURCES
 from sao_lib.plan.chain import Planned
-from sao_lib.settings import PARAMS, ROOT, read_yaml
+from sao_lib.settings import PARAMS, ROOT
+from sao_lib.yaml_files import read_yaml
 
 CHARACTERS_PER_TOKEN = 4.2  # English under the tokenizers used here
 SECTIONS = ("dated", "api", "api_speed", "profiles", "devices", "parameters", "lengths", "rows", "leaderboard")

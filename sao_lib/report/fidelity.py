@@ -4,7 +4,8 @@ from pydantic import ValidationError
 
 from sao_lib.errors import SaoError
 from sao_lib.plan import layers
-from sao_lib.settings import PARAMS, Strict, read_yaml
+from sao_lib.settings import PARAMS, Strict
+from sao_lib.yaml_files import read_yaml
 
 FILE = PARAMS / "fidelity.yaml"
 

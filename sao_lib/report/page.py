@@ -13,7 +13,7 @@ from sao_lib.report.claims import controls
 from sao_lib.report.rows import experiment_of, table_rows
 from sao_lib.report.table import caption, claim_lines, claims, formatted
 from sao_lib.runs import OUTPUTS, Run, load
-from sao_lib.settings import profile_file
+from sao_lib.yaml_files import profile_file
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from sao_lib.errors import SaoError
-from sao_lib.settings import PARAMS, Unique, read_yaml
+from sao_lib.settings import PARAMS
+from sao_lib.yaml_files import Unique, read_yaml
 
 PAPER = PARAMS / "paper.yaml"
 Cell = list[str]  # [table, row, column]

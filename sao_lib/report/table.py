@@ -19,7 +19,8 @@ from sao_lib.report.fidelity import sentences
 from sao_lib.report.figures import KINDS
 from sao_lib.report.rows import TableRows, experiment_of
 from sao_lib.runs import Run, outdated_behind, seconds_behind
-from sao_lib.settings import PARAMS, read_yaml
+from sao_lib.settings import PARAMS
+from sao_lib.yaml_files import read_yaml
 
 LONG = 60  # characters of a cell that a LaTeX table wraps
 

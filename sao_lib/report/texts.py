@@ -8,8 +8,9 @@ from sao_lib.method.synthesize import most_repeated, persona_request
 from sao_lib.report.columns import policy_name
 from sao_lib.report.paper import PAPER
 from sao_lib.report.rows import TableRow, TableRows
-from sao_lib.settings import ROOT, read_yaml
+from sao_lib.settings import ROOT
 from sao_lib.sources import load_rows
+from sao_lib.yaml_files import read_yaml
 
 LONGEST = 600  # characters of a text in a table
 
