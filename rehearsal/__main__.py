@@ -25,13 +25,13 @@ from sao_lib.machine import available_gib
 from sao_lib.method.feedback import SOURCES
 from sao_lib.plan import planning
 from sao_lib.plan.chain import Row, models_of
+from sao_lib.plan.cost import API
 from sao_lib.plan.groups import on_a_card
 from sao_lib.progress import clock
 from sao_lib.settings import ROOT
 
 HERE = ROOT / "outputs" / "rehearsal"
 PARTS = ("hub", "ipython", "walk", "count-*")  # of the folder of a rehearsal
-API = "openai/"
 
 
 def parser() -> argparse.ArgumentParser:

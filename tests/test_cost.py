@@ -9,7 +9,7 @@ from sao_lib import machine as hardware
 from sao_lib.engines.openai_api import most_usd
 from sao_lib.errors import SaoError
 from sao_lib.launch import reproduce
-from sao_lib.plan import chain, cost, layers
+from sao_lib.plan import chain, cost, layers, summary
 from sao_lib.plan import planning as plan
 from sao_lib.plan.chain import Planned
 from sao_lib.plan.experiment import experiments
@@ -145,7 +145,7 @@ def test_runs_that_are_done_are_not_to_do(
         if run.spec["stage"] in ("synthesize", "judge"):
             run.path.mkdir(parents=True)
             (run.path / "run.json").write_text(FAKE_MANIFEST)
-    cost.show_plan([plan.make("cpu", "smoke")])
+    summary.show_plan([plan.make("cpu", "smoke")])
     shown = capsys.readouterr().out
     rows = {line[:15].strip(): line[15:].split() for line in shown.splitlines() if line[:1].isalpha()}
     assert rows["synthesize"][:2] == ["1", "0"]
@@ -160,7 +160,7 @@ def test_runs_that_are_done_are_not_to_do(
 
 
 def test_assumed_rates_are_said_to_be_assumed(capsys: pytest.CaptureFixture[str]) -> None:
-    cost.show_plan([plan.make("paper", "table6")])
+    summary.show_plan([plan.make("paper", "table6")])
     assert "never measured" in capsys.readouterr().out
     for name, device in rates()["devices"].items():
         assert "measured" in device or "assumed" in device, name
@@ -219,7 +219,7 @@ def test_a_model_without_a_rate_is_one_sentence(capsys: pytest.CaptureFixture[st
     for run in (of_stage(runs, "synthesize"), of_stage(runs, "train")):
         with pytest.raises(SaoError, match=r"^params/rates\.yaml does not know the size of some/model"):
             cost.estimate(run, runs)
-    cost.show_plan([plan.make("cpu", "smoke", ["policy.model=some/model@main"])])
+    summary.show_plan([plan.make("cpu", "smoke", ["policy.model=some/model@main"])])
     shown = capsys.readouterr().out
     assert "No estimate: params/rates.yaml has no speed of some/model on cpu-core" in shown
     assert "to do" in shown

@@ -11,7 +11,8 @@ import pytest
 from flaky import FakeClock, Fault, FlakyProxy
 
 from sao_lib.engines import Conversation, openai_api
-from sao_lib.engines.openai_api import JOURNAL, OpenAIEngine, require_key
+from sao_lib.engines.journal import JOURNAL
+from sao_lib.engines.openai_api import OpenAIEngine, require_key
 from sao_lib.engines.openai_reply import read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import append_rows, read_rows

@@ -11,7 +11,7 @@ import pytest
 
 from sao_lib import machine
 from sao_lib.launch import graph
-from sao_lib.plan import cost
+from sao_lib.plan import cost, summary
 from sao_lib.settings import Settings
 
 GIB = 2**30
@@ -83,6 +83,6 @@ def test_no_more_jobs_start_than_the_container_has_room_for(cpu: Settings, monke
     monkeypatch.setattr(graph, "idle_share", lambda: 1.0)
     monkeypatch.setattr(graph, "available_gib", lambda: 100.0)
     assert graph.jobs_at_once(cpu.machine) == (3, "3 cores, 3 of them idle, memory for 22")
-    assert "3 at once" in cost._clock_and_rent(cost.devices_of("cpu")[0], 1.0, cpu.machine)
+    assert "3 at once" in summary._clock_and_rent(cost.devices_of("cpu")[0], 1.0, cpu.machine)
     monkeypatch.setattr(graph, "available_gib", lambda: 2 * cpu.machine.memory_gib + graph.SPARE_GIB)
     assert graph.jobs_at_once(cpu.machine)[0] == 2

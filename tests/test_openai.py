@@ -15,8 +15,9 @@ from flaky import FakeClock, Fault, FlakyProxy
 from serving import free_port, wait_until_it_answers
 
 from sao_lib.engines import Completion, Conversation
+from sao_lib.engines.journal import JOURNAL
 from sao_lib.engines.models import resolve
-from sao_lib.engines.openai_api import JOURNAL, OpenAIEngine, most_usd
+from sao_lib.engines.openai_api import OpenAIEngine, most_usd
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, read_rows
 from sao_lib.method import judge

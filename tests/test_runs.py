@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from sao_lib import files, provenance, runs
-from sao_lib.engines.openai_api import JOURNAL
+from sao_lib.engines.journal import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import append_rows, read_rows, resume_rows
 from sao_lib.method import train

@@ -8,25 +8,23 @@ the calls still to make can cost, is checked before the first of them.
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
 from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
+from sao_lib.engines.journal import JOURNAL, Journal, keys_of
 from sao_lib.engines.openai_reply import read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
-from sao_lib.files import Record, append_rows, digest, resume_rows, well_formed
+from sao_lib.files import Record, well_formed
 from sao_lib.settings import PARAMS
 from sao_lib.settings import Engine as EngineSettings
 from sao_lib.yaml_files import read_yaml
 
-JOURNAL = "api_calls.jsonl"
 CHARACTERS_PER_TOKEN = 3  # a cautious divisor for the estimate; English text has about 4
 # The client waits 0.5, 1, 2, 4 and then 8 seconds, each less up to a quarter, or as long as Retry-After says, up to two
 # minutes. Fourteen retries without that header wait 65 to 88 seconds: more than a rate limit's minute.
@@ -35,8 +33,6 @@ FIRST_RETRIES = 2  # until the server has answered once: an address where nobody
 UNREADABLE = 3  # tries of a call whose reply is no JSON, because a connection may have been cut
 PAUSE = 1.0  # seconds between them
 OFFICIAL = "https://api.openai.com/v1"
-
-Key = tuple[str, int]
 
 
 def require_key(model: str) -> None:
@@ -124,49 +120,6 @@ def most_usd(model: str, conversations: Sequence[Conversation], max_tokens: int)
     characters = sum(len(m["content"]) for c in conversations for m in c.messages)
     tokens_in = characters / CHARACTERS_PER_TOKEN + 20 * len(conversations)
     return usd(model, tokens_in, max_tokens * len(conversations))
-
-
-class Journal:
-    """The paid replies in one run's folder, by request and occurrence; one is on disk before it is used."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, Lock()
-        try:
-            rows = resume_rows(path, 1)
-        except SaoError as error:
-            line, damaged, _ = str(error).partition(" is not valid JSON")
-            if not damaged:
-                raise
-            raise SaoError(
-                f"{line}{damaged}; delete that line alone, the others are paid replies, and run the same command again."
-            ) from None
-        try:
-            self.rows = {(row["request"], row["occurrence"]): {**row, "usd": float(row["usd"])} for row in rows}
-        except (KeyError, TypeError, ValueError):
-            raise SaoError(
-                f"{path} holds a line that is no reply of an API; delete that line alone, the others are paid replies."
-            ) from None
-
-    @property
-    def spent(self) -> float:
-        """Dollars that all replies cost; none gave any back."""
-        return math.fsum(max(0.0, row["usd"]) for row in self.rows.values())
-
-    def keep(self, key: Key, reply: Record) -> None:
-        row = {"request": key[0], "occurrence": key[1], **reply}
-        with self._lock:
-            append_rows(self.path, [row])
-            self.rows[key] = row
-
-
-def keys_of(requests: Sequence[Record]) -> list[Key]:
-    """A digest of each request and how often the same one stands before it: repeated samples stay distinct."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for name in map(digest, requests):
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
 
 
 class OpenAIEngine:

@@ -9,7 +9,7 @@ from sao_lib.files import check_writable
 from sao_lib.launch import cards
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.graph import jobs_at_once, run_graph
-from sao_lib.plan import cost, planning
+from sao_lib.plan import cost, planning, summary
 from sao_lib.plan.chain import models_of
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
@@ -59,7 +59,7 @@ def reproduce(
 def show(profile: str, experiments: list[str], assignments: list[str]) -> None:
     """Print what experiments cost and their runs, without starting one; SaoError names those that cannot be planned."""
     plans, impossible = _each(experiments, lambda name: _checked(profile, name, assignments))
-    cost.show_plan(plans)
+    summary.show_plan(plans)
     if impossible:
         raise SaoError("\n".join([f"{len(impossible)} cannot be planned.", *impossible]))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sao_lib import hub, sources
 from sao_lib.engines import models, openai_api
-from sao_lib.engines.openai_api import JOURNAL
+from sao_lib.engines.journal import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers, relations
