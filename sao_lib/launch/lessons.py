@@ -82,7 +82,7 @@ def _execute(notebook: Any, name: str, outputs: Path) -> float:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     try:
-        client = NotebookClient(notebook, km=kernel.manager(), timeout=None, record_timing=False)
+        client = NotebookClient(notebook, km=kernel.manager(), timeout=None, record_timing=False, coalesce_streams=True)
         client.skip_cells_with_tag = ""  # what production skips is for readers
         client.execute()
     except CellExecutionError as error:
