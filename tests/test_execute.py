@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import psutil
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from sao_lib import runs, writers
-from sao_lib.errors import SaoError
+from sao_lib.errors import Killed, SaoError
 from sao_lib.launch import execute, reproduce
+from sao_lib.launch.kernel import Kernel
 from sao_lib.plan import chain
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT
@@ -200,6 +203,42 @@ def test_a_process_writes_into_one_folder_at_a_time(tmp_path: Path) -> None:
     finally:
         os.kill(forked, signal.SIGKILL)
         os.waitpid(forked, 0)
+
+
+def test_a_run_whose_process_is_killed_ends_with_a_sentence_and_the_next_has_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a cell, as when memory ends."""
+    monkeypatch.setattr(execute, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(execute, "notebook_of", lambda spec: str(tmp_path / "stage"))
+    folder = tmp_path / "cpu" / "judge" / "self-1"
+    folder.mkdir(parents=True)
+    spec = {"stage": "judge", "name": "self", "profile": "cpu", "params": {}, "inputs": {}, "files": {}}
+    (folder / "spec.yaml").write_text(json.dumps(spec))
+    own = tmp_path / "pid"
+    computes = (
+        f"import os, pathlib, time; written = pathlib.Path({str(own)!r} + '-'); written.write_text(str(os.getpid()))"
+    )
+    computes += f"; written.rename({str(own)!r}); time.sleep(600)"
+    python = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
+    kernel = Kernel()
+
+    def kill() -> None:
+        wait_for(own)
+        os.kill(int(own.read_text()), signal.SIGKILL)
+
+    try:
+        nbformat.write(new_notebook(cells=[new_code_cell(computes)], metadata=python), tmp_path / "stage.ipynb")
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(Killed, match=r"judge/self: its process was ended from outside.*run the same command"):
+            execute.execute(folder, kernel)
+        thread.join()
+        nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")], metadata=python), tmp_path / "stage.ipynb")
+        with pytest.raises(SaoError, match="ended without writing a manifest"):
+            execute.execute(folder, kernel)
+    finally:
+        kernel.close(interrupted=True)
 
 
 def test_a_table_that_fails_is_not_started_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ CLOSE = "from sao_lib.engines import close_kept; close_kept()"
 class Kernel:
     """One kernel process. `manager()` is papermill's `km`: a running kernel in which nothing has been defined yet.
 
+    The manager is an asynchronous one: waiting for a message through the other, papermill sees no kernel die.
     `variables` of the environment are set for it beside ours.
     """
 
@@ -40,14 +41,15 @@ class Kernel:
 
     def manager(self) -> Any:
         """The kernel's manager; a kernel that has died is started anew."""
-        if self._manager and self._manager.is_alive():
+        if self._alive():
             self._do(EMPTY)
         else:
             self._start()
         return self._manager
 
     def _start(self) -> None:
-        from jupyter_client.manager import KernelManager
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
 
         environment = {
             **os.environ,
@@ -56,8 +58,13 @@ class Kernel:
             STARTED_BY: str(os.getpid()),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
-        self._manager = KernelManager(kernel_name="python3")
-        self._manager.start_kernel(cwd=str(ROOT), env=environment)
+        self._manager = AsyncKernelManager(kernel_name="python3")
+        run_sync(self._manager.start_kernel)(cwd=str(ROOT), env=environment)
+
+    def _alive(self) -> bool:
+        from jupyter_core.utils import run_sync
+
+        return bool(self._manager and run_sync(self._manager.is_alive)())
 
     def _do(self, code: str) -> None:
         """Run a line in the kernel without a trace in any notebook; whatever becomes of it."""
@@ -73,10 +80,12 @@ class Kernel:
         """End the process, its engine first, unless it is in the middle of a cell."""
         if not self._manager:
             return
+        from jupyter_core.utils import run_sync
+
         with contextlib.suppress(RuntimeError, TimeoutError):
-            if not interrupted and self._manager.is_alive():
+            if not interrupted and self._alive():
                 self._do(CLOSE)
-        self._manager.shutdown_kernel(now=True)
+        run_sync(self._manager.shutdown_kernel)(now=True)
 
 
 @contextlib.contextmanager
