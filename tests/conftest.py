@@ -21,9 +21,13 @@ from sao_lib.settings import Settings  # noqa: E402
 SMOL = "embedded/smollm2-135m-instruct"
 
 
+LONGEST = ("main_path", "families", "engines", "distributed", "groups", "openai", "rehearsal", "kubernetes", "slurm")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file begins first, so that the other worker does not wait for it in the end."""
-    items.sort(key=lambda item: item.path.name != "test_main_path.py")
+    """The longest files begin first, so that one worker does not wait for the other in the end."""
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

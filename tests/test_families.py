@@ -174,12 +174,14 @@ def test_a_trained_model_ends_its_turns_as_before(name: str, models: dict[str, P
     check_ends(run.folder / "model", name)
 
 
-@pytest.mark.parametrize(("name", "judge"), [("gemma2", "likelihood"), ("llama3", "relevance")])
+@pytest.mark.parametrize(
+    ("name", "judge", "engine"), [("gemma2", "likelihood", "vllm"), ("llama3", "relevance", "transformers")]
+)
 def test_the_main_path_runs_and_the_trained_model_ends_its_turns_as_before(
-    name: str, judge: str, models: dict[str, Path], tmp_path: Path
+    name: str, judge: str, engine: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The judge is no matter of the family's: one reads with SmolLM2, the other with embeddings, which is faster."""
-    reproduce("table14", models[name], tmp_path, f"evaluate.judges=[{judge}]")
+    """Judge and engine are no matter of the family's: one judge reads with SmolLM2, the other with embeddings."""
+    reproduce("table14", models[name], tmp_path, f"evaluate.judges=[{judge}]", f"engine.kind={engine}")
     trained = next(tmp_path.glob("cpu/train/*length*/model"))
     check_ends(trained, name)
     attention = json.loads((trained.parent / "attention.json").read_text())

@@ -87,13 +87,13 @@ def sao(outputs: Path, *words: str, code: int = 0) -> subprocess.CompletedProces
 
 
 @pytest.fixture
-def in_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Planned]]:
+def in_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Planned]]:
     """Plans the judges of table 6 with their specs written, in a folder of outputs of their own."""
 
-    def make(name: str) -> list[Planned]:
+    def make(name: str, *changes: str) -> list[Planned]:
         for module in (runs, chain, graph):
             monkeypatch.setattr(module, "OUTPUTS", tmp_path / name)
-        made = plan.make("cpu", "table6", SMALLEST)
+        made = plan.make("cpu", "table6", [*SMALLEST, *changes])
         plan.write_specs(made)
         return made.runs
 
@@ -107,7 +107,7 @@ def rows_of(folder: Path) -> dict[str, str]:
 
 
 def test_a_grouped_and_a_single_run_give_the_same_bytes(
-    tmp_path: Path, in_outputs: Callable[[str], list[Planned]]
+    tmp_path: Path, in_outputs: Callable[..., list[Planned]]
 ) -> None:
     """Three judges in one process, the last of them with another's engine, and the last alone in its own."""
     names = ("self-", "self-without-criterion-1-", "self-without-criterion-2-")
@@ -128,9 +128,9 @@ def test_a_grouped_and_a_single_run_give_the_same_bytes(
 
 
 def test_a_run_that_fails_leaves_its_sentence_and_the_next_is_done(
-    tmp_path: Path, in_outputs: Callable[[str], list[Planned]]
+    tmp_path: Path, in_outputs: Callable[..., list[Planned]]
 ) -> None:
-    planned = in_outputs("failing")
+    planned = in_outputs("failing", "engine.kind=transformers")
     first = next(run for run in planned if run.spec["stage"] == "synthesize")
     coin, shorter = (next(run for run in planned if run.path.name.startswith(n)) for n in ("random-", "length-"))
     reader = next(run for run in planned if coin.folder in run.inputs.values())
