@@ -29,6 +29,13 @@ def parse(source: str) -> HubFile | None:
     return HubFile(*found.groups()) if found else None
 
 
+def misnamed(source: str) -> str | None:
+    """What is wrong with the name of a file elsewhere, None if nothing."""
+    form = "hub:org/dataset@revision/file" if source.startswith("hub:") else "github:org/repo@commit/file"
+    pattern = NAME if source.startswith("hub:") else GITHUB
+    return None if pattern.fullmatch(source) and ".." not in source else f"is not of the form {form}"
+
+
 def cached(name: HubFile) -> Path | None:
     """Where the file lies on this machine, None if it has not been fetched."""
     from huggingface_hub import try_to_load_from_cache
