@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky import FakeClock, Fault, FlakyProxy
+from flaky import FakeClock, Fault, FlakyHandler, FlakyProxy
 
 from sao_lib.engines import Conversation, openai_api
 from sao_lib.engines.journal import JOURNAL
 from sao_lib.engines.openai_api import OpenAIEngine, require_key
-from sao_lib.engines.openai_reply import read_reply
+from sao_lib.engines.openai_reply import read_models, read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import append_rows, read_rows
 from sao_lib.settings import Engine
@@ -115,6 +115,43 @@ def test_no_completion_is_one_sentence(body: bytes, server: FlakyProxy, tmp_path
     server.fault = lambda n: Fault(200, raw=body)
     with pytest.raises(SaoError, match=r"gave no completion; .*0 of these 3 replies are kept"):
         engine_in(tmp_path).generate(ASKED, 6, 0.0, [0, 0, 0])
+
+
+def test_what_a_server_says_in_place_of_a_completion_is_said(server: FlakyProxy, tmp_path: Path) -> None:
+    server.fault = lambda n: Fault(200, body={"error": {"message": f"no credit left for {KEY}\x1b[2J"}})
+    with pytest.raises(SaoError, match=r"gave no completion but: no credit left for \*\*\*\\x1b\[2J; 0 of these 3"):
+        engine_in(tmp_path).generate(ASKED, 6, 0.0, [0, 0, 0])
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}, {"content": [{"token": "A", "logprob": -0.1}]}])
+def test_a_server_that_gives_no_probabilities_decides_nothing(
+    logprobs: Any, server: FlakyProxy, tmp_path: Path
+) -> None:
+    server.fault = lambda n: Fault(200, body=completion(logprobs=logprobs))
+    for _ in range(2):
+        with pytest.raises(SaoError, match="gives no log-probabilities for gpt-4o-mini; set its reading to text"):
+            engine_in(tmp_path).label_logprobs(ASKED, ("A", "B"))
+    assert len(server.asked) == len(ASKED), "what was paid for is kept"
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"data": [{"id": "gpt-4o"}, {"id": 5}, {}, "a", null]}', {"gpt-4o"}), (b"[]", set()), (b"7", set()),
+        (b'{"data": null}', set()), (b'{"data": {"id": "a"}}', set()), (b'{"data": [{"id": "a\\ud800"}]}', {"a\ufffd"}),
+    ],
+)  # fmt: skip
+def test_a_list_of_models_is_read_with_distrust(body: bytes, names: set[str]) -> None:
+    assert read_models(body) == names
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"data": [', b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_page_in_place_of_a_list_of_models_is_one_sentence(
+    body: bytes, server: FlakyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FlakyHandler, "do_GET", lambda handler: handler.answer(200, body, {}), raising=False)
+    with pytest.raises(SaoError, match="gave no list of models but what is no JSON; check OPENAI_BASE_URL"):
+        openai_api.check("openai/gpt-4o-mini")
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ EXPERIMENTS: list[tuple[str | bytes, str]] = [
     (OWN.replace("  length:", '  "a\\nb":'), "'a\\nb' can be no row's name"),
     (OWN.replace("  length:", "  ../x:"), "'../x' can be no row's name"),
     (OWN + "  other: {label: Length}\n", "two rows have the label 'Length'"),
-    (OWN + "notebook: 01_synthesize\n", "notebook '01_synthesize' is none of notebooks/ that makes a table; there are:"),
+    (OWN + "notebook: 01_synthesize\n", "'01_synthesize' is none of notebooks/ that makes a table: 05_ablate"),
     (OWN + "notebook: ../notebooks/05_ablate\n", "is none of notebooks/"),
     (OWN + "claims: [{sentence: s, holds: length.wr > length.wr}]\n", "compares a row with itself"),
     (OWN + f"claims: [{{sentence: s, holds: length.wr > {400 * '9'}}}]\n", "must read 'row.metric"),

@@ -136,7 +136,7 @@ class Experiment(Strict):
         tables = own - set(NOTEBOOKS.values())
         if self.notebook and self.notebook not in (there := sorted(tables | {NOTEBOOKS["ablate"]})):
             raise ValueError(
-                f"its notebook '{self.notebook}' is none of notebooks/ that makes a table; there are: {', '.join(there)}"
+                f"its notebook '{self.notebook}' is none of notebooks/ that makes a table: {', '.join(there)}"
             )
         labels = [row.label for row in self.rows.values()]
         if twice := next((label for label in labels if labels.count(label) > 1), None):
