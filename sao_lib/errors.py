@@ -1,11 +1,15 @@
 """The one exception a user may meet: a sentence saying what, where and what to do. It and all we write hold no key."""
 
+import base64
 import json
 import os
 import re
 from urllib.parse import quote, urlsplit
 
-SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+SECRET_NAME = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|(^|_)(PASS|PW|PAT|JWT|AUTH|AUTH_HEADER|CREDENTIALS?))(_(OLD|NEW|\d+))?$",
+    re.IGNORECASE,
+)
 URL_NAME = re.compile(r"(_URL|_PROXY|_ENDPOINT)$", re.IGNORECASE)
 MASK = "***"
 SHORTEST = 8  # characters: a shorter value is no secret, and words of a text may be the same
@@ -57,16 +61,22 @@ def masked(text: str) -> str:
 
 
 def _secrets() -> set[str]:
-    """Values that no output may hold, also as they stand in JSON and in an address."""
+    """Values that no output may hold, also as they stand in JSON, in an address and in base64."""
     found = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and not value.startswith("/")}
     for name, value in os.environ.items():
         if URL_NAME.search(name) and "@" in value:
             found.add(value.rpartition("@")[0].rpartition("/")[2])
             found.add(_password(value))
     forms = {
-        form for value in map(str.strip, found) for form in (value, json.dumps(value)[1:-1], quote(value, safe=""))
+        form
+        for value in map(str.strip, found)
+        for form in (value, json.dumps(value)[1:-1], quote(value, safe=""), _base64(value))
     }
     return {form for form in forms if len(form) >= SHORTEST}
+
+
+def _base64(value: str) -> str:
+    return base64.b64encode(value.encode(errors="replace")).decode().rstrip("=")
 
 
 def _password(address: str) -> str:

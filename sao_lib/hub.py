@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sao_lib.errors import masked
 from sao_lib.settings import PARAMS
 from sao_lib.yaml_files import read_yaml
 
@@ -92,5 +93,5 @@ def state() -> str:
     except HTTPError:
         pass  # it answered
     except OSError as error:
-        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
-    return f"{constants.ENDPOINT} answers"
+        return masked(f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}")
+    return masked(f"{constants.ENDPOINT} answers")

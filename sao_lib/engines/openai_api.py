@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
 from sao_lib.engines.journal import JOURNAL, Journal, keys_of
 from sao_lib.engines.openai_reply import read_models, read_reply, refusal
-from sao_lib.errors import SaoError, in_one_line, masked
+from sao_lib.errors import SHORTEST, SaoError, in_one_line, masked
 from sao_lib.files import Record, well_formed
 from sao_lib.settings import PARAMS
 from sao_lib.settings import Engine as EngineSettings
@@ -48,6 +48,7 @@ def require_key(model: str) -> None:
     try:
         parts = urlsplit(_address())
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _printable(_address())
+        right = right and not parts.query and not parts.fragment  # the client would append its own path to them
     except ValueError:  # no port
         right = False
     if not right:  # what it is may be a key in the wrong place
@@ -63,9 +64,10 @@ def _address() -> str:
 
 
 def _place() -> str:
-    """The address without what may be secret in it."""
+    """The address without what may be secret in it: the name before the host, and a path that is not plain words."""
     parts = urlsplit(_address())
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    plain = all(len(word) < SHORTEST for word in parts.path.split("/"))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path if plain else '/...'}"
 
 
 def check(model: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sao_lib import machine
-from sao_lib.errors import SaoError, short
+from sao_lib.errors import SaoError, masked, short
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.losses import LOSSES
 from sao_lib.method.synthesize import PROMPT_SOURCES
@@ -79,6 +79,11 @@ def from_command_line(assignments: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     said: dict[tuple[str, ...], Any] = {}
     for text in assignments:
+        if masked(text) != text:
+            raise SaoError(
+                f"'{short(text)}' on the command line holds a key of the environment, and parameters are written into "
+                "results; take it out."
+            )
         key, equals, value = text.partition("=")
         path = tuple(key.split("."))
         if not equals or not all(map(str.isidentifier, (part.replace("-", "_") for part in path))):
