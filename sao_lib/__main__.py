@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from sao_lib.errors import SaoError, masked, visible
+from sao_lib.errors import SaoError, masked, short, visible
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        named = f" {error.filename}" if error.filename else ""
+        named = f" {short(str(error.filename))}" if error.filename else ""
         said = masked(f"the system refuses{named}: {error.strerror or error}")
         print(f"Error: {visible(said)}. What finished is kept.", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """YAML files of parameters and templates: where they lie, and a strict reading of them."""
 
+import os
 import re
 from copy import deepcopy
 from functools import cache
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, short
 from sao_lib.settings import PARAMS, ROOT
 
 
@@ -110,9 +111,9 @@ def experiment_file(name: str) -> Path:
 
 def _named(kind: str, folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
-    if path.name != f"{name}.yaml" or not path.is_file():
+    if path.name != f"{name}.yaml" or not os.path.isfile(path):
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.is_file()))
-        raise SaoError(f"There is no {kind} '{name}' in {shown(folder)}/; there are: {known}.")
+        raise SaoError(f"There is no {kind} '{short(name)}' in {shown(folder)}/; there are: {known}.")
     return path
 
 

@@ -229,6 +229,8 @@ def test_a_section_for_a_machine_is_a_mapping(
 NAMES = [
     (["plan", "table66"], "There is no experiment 'table66'"),
     (["plan", "../profiles/cpu"], "There is no experiment '../profiles/cpu'"),
+    (["plan", 5000 * "a"], f"There is no experiment '{80 * 'a'}...' in "),
+    (["plan", "mine", "--profile=\x1b[2J\n"], "There is no profile '\\x1b[2J\\n' in "),
     (["plan", "folder"], "There is no experiment 'folder' in "),
     (["plan", "mine", "--profile=../experiments/smoke"], "There is no profile '../experiments/smoke'"),
     (["plan", "all", "--profile="], "There is no profile ''"),
@@ -240,7 +242,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), NAMES, ids=[" ".join(words) for words, _ in NAMES])
+@pytest.mark.parametrize(("words", "sentence"), NAMES, ids=[" ".join(words)[:40] for words, _ in NAMES])
 def test_names(params: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
     (params / "experiments" / "folder.yaml").mkdir()
     text = said(capsys, *words)
