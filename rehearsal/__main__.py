@@ -4,6 +4,7 @@ It ends with one word: ready, or what was found, and with status 1 unless it is 
 """
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from sao_lib.progress import clock
 from sao_lib.settings import ROOT
 
 HERE = ROOT / "outputs" / "rehearsal"
+LONGEST = 10_000  # minutes: a week
 PARTS = ("hub", "ipython", "walk", "count-*")  # of the folder of a rehearsal
 
 
@@ -38,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rehearsal", description=__doc__)
     top.add_argument("experiment", help="a table or figure")
     top.add_argument("--profile", default="paper")
-    top.add_argument("--limit", type=float, default=30, help="minutes")
+    top.add_argument("--limit", default="30", help="minutes")
     top.add_argument("--rows", default="", help="names of rows; default: the two that open most")
     top.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000, 60000], help="rows that are counted")
     top.add_argument("--patience", type=float, default=300, help="seconds without any movement that are a hang")
@@ -161,20 +163,37 @@ def _opens(row: Row) -> tuple[int, int]:
     return sum(map(on_a_card, runs)), len({model for run in runs for model in models_of(run)})
 
 
+def minutes(said: str) -> float:
+    """LIMIT as a number; SaoError unless it is one that a rehearsal can keep."""
+    try:
+        found = float(said)
+    except ValueError:
+        found = math.nan
+    if not 1 <= found <= LONGEST:
+        raise SaoError(f"LIMIT is '{said}'; it must be a number of minutes from 1 to {LONGEST}.")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Rehearse; 0 where the verdict is ready."""
     given = parser().parse_args(arguments)
     os.environ.pop("OPENAI_API_KEY", None)  # nothing here is to be paid for
     try:
+        limit = minutes(given.limit)
+        if min(given.sizes) < 1:
+            raise SaoError(f"--sizes has {min(given.sizes)}; a count needs 1 row or more.")
         with rows_may_be_shrunk():
             plan = planning.make(given.profile, given.experiment)
         if not plan.base.machine.gpus:
             raise SaoError(f"Profile {given.profile} needs no GPU and no rehearsal; PROFILE=paper, gpu or gpu-small.")
-        rows = chosen(plan, given.rows.replace(",", " ").split())
+        names = given.rows.replace(",", " ").split()
+        if given.rows.strip() and not names:
+            raise SaoError(f"ROWS is '{given.rows}', which names no row.")
+        rows = chosen(plan, list(dict.fromkeys(names)))
         folder = (given.outputs or HERE / f"{given.profile}-{given.experiment}").absolute()
         for left in (part for name in PARTS for part in folder.glob(name)):
             shutil.rmtree(left)
-        this = Rehearsal(given.profile, given.experiment, given.limit, given.patience, folder, rows, plan)
+        this = Rehearsal(given.profile, given.experiment, limit, given.patience, folder, rows, plan)
         this.prepare()
         if given.only != "count":
             this.walk(1.0 if given.only else 0.5)

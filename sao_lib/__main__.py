@@ -1,10 +1,13 @@
 """`python -m sao_lib COMMAND`: what the Makefile calls."""
 
 import argparse
+import io
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, masked, short, visible
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,6 +62,9 @@ def run(folders: list[Path], plan: Path | None, cards: int | None) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Do what a command line asks; its exit status. Whatever a person or a disk got wrong is one sentence."""
     given = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that has no ≈ and no ü
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _do(given)
     except SaoError as error:
@@ -68,8 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        named = f" {error.filename}" if error.filename else ""
-        print(f"Error: the system refuses{named}: {error.strerror or error}. What finished is kept.", file=sys.stderr)
+        named = f" {short(str(error.filename))}" if error.filename else ""
+        said = masked(f"the system refuses{named}: {error.strerror or error}")
+        print(f"Error: {visible(said)}. What finished is kept.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; run the same command to continue.", file=sys.stderr)
@@ -134,5 +141,11 @@ def _plan_or_reproduce(given: argparse.Namespace) -> None:
         show(given.profile, names, assignments)
 
 
+def _unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody foresaw as Python would, without any key."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
 if __name__ == "__main__":
+    sys.excepthook = _unforeseen
     sys.exit(main())

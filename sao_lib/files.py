@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[Record]:
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             raise SaoError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sao_lib.errors import masked
 from sao_lib.settings import PARAMS
 from sao_lib.yaml_files import read_yaml
 
@@ -27,6 +28,13 @@ def parse(source: str) -> HubFile | None:
     """The parts of a hub file's name; None if it is not of that form."""
     found = NAME.fullmatch(source)
     return HubFile(*found.groups()) if found else None
+
+
+def misnamed(source: str) -> str | None:
+    """What is wrong with the name of a file elsewhere, None if nothing."""
+    form = "hub:org/dataset@revision/file" if source.startswith("hub:") else "github:org/repo@commit/file"
+    pattern = NAME if source.startswith("hub:") else GITHUB
+    return None if pattern.fullmatch(source) and ".." not in source else f"is not of the form {form}"
 
 
 def cached(name: HubFile) -> Path | None:
@@ -85,5 +93,5 @@ def state() -> str:
     except HTTPError:
         pass  # it answered
     except OSError as error:
-        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
-    return f"{constants.ENDPOINT} answers"
+        return masked(f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}")
+    return masked(f"{constants.ENDPOINT} answers")

@@ -81,7 +81,7 @@ class Run:
             raise SaoError(
                 f"spec is '{spec_file}', which is no run's spec.yaml; set it to one under outputs/ or run make."
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SaoError(f"{path} is damaged; run `make reproduce-...` again to write it anew.") from None
         if (path.parent / MANIFEST).is_file():
             print("This run has finished and stays as it is: the cells below work on a copy of its folder.")
@@ -264,7 +264,7 @@ def load(folder: Path, inputs_in: Path | None = None) -> Run | None:
         run = Run(manifest["spec"], folder, inputs_in=inputs_in)
         listed = {name: (size, manifest.get("sha256", {}).get(name)) for name, size in manifest["files"].items()}
         sealed = manifest.pop("digest", None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SaoError(f"{path} is damaged. {AGAIN}") from None
     if sealed not in (None, digest(manifest)):
         raise SaoError(f"{path} is not as it was written. {AGAIN}")

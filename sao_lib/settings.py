@@ -40,6 +40,7 @@ NOTEBOOKS: dict[str, str] = {
 }
 
 
+MOST = 100  # replicates of a row, and iterations of one: chain.SEED_STRIDE keeps their seeds apart
 # Of a parameter that came when results were there: at its default it is not written down.
 LATER: JsonDict = {"later": True}
 
@@ -63,8 +64,9 @@ class Strict(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads `yes` and `on` as true, which would count as 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        kinds = {getattr(kind, "__origin__", kind) for kind in (annotation, *get_args(annotation))}
-        if isinstance(value, bool) and {int, float} & kinds:
+        options = [annotation, *get_args(annotation)]
+        options += [choice for option in options for choice in get_args(option)]  # a Literal's, a list's
+        if isinstance(value, bool) and any(kind in (int, float) or type(kind) is int for kind in options):
             raise PydanticCustomError("number", "it must be a number")
         return value
 
@@ -346,8 +348,8 @@ class Preset(Strict):
 
 
 class Settings(Strict):
-    seed: int
-    replicates: int = Field(default=1, ge=1, description="runs of each trained row, each with its own seed")
+    seed: int = Field(ge=0, lt=2**31, description="libraries take no other")
+    replicates: int = Field(default=1, ge=1, le=MOST, description="runs of each trained row, each with its own seed")
     machine: Machine
     policy: Policy
     engine: Engine

@@ -1,22 +1,27 @@
 """An API server that misbehaves: nothing is lost, no cap lifted, no key shown, and every refusal one sentence."""
 
+import base64
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky import FakeClock, Fault, FlakyProxy
+from flaky import FakeClock, Fault, FlakyHandler, FlakyProxy
 
+from sao_lib.__main__ import main
 from sao_lib.engines import Conversation, openai_api
 from sao_lib.engines.journal import JOURNAL
 from sao_lib.engines.openai_api import OpenAIEngine, require_key
-from sao_lib.engines.openai_reply import read_reply
+from sao_lib.engines.openai_reply import read_models, read_reply
 from sao_lib.errors import SaoError, in_one_line, masked
 from sao_lib.files import append_rows, read_rows
-from sao_lib.settings import Engine
+from sao_lib.settings import ROOT, Engine
 
 KEY = "secret-T3BlbkFJ0a1b2c3d4e5f"
 ASKED = [Conversation(({"role": "user", "content": f"Count on from {n}."},)) for n in range(3)]
@@ -117,6 +122,43 @@ def test_no_completion_is_one_sentence(body: bytes, server: FlakyProxy, tmp_path
         engine_in(tmp_path).generate(ASKED, 6, 0.0, [0, 0, 0])
 
 
+def test_what_a_server_says_in_place_of_a_completion_is_said(server: FlakyProxy, tmp_path: Path) -> None:
+    server.fault = lambda n: Fault(200, body={"error": {"message": f"no credit left for {KEY}\x1b[2J"}})
+    with pytest.raises(SaoError, match=r"gave no completion but: no credit left for \*\*\*\\x1b\[2J; 0 of these 3"):
+        engine_in(tmp_path).generate(ASKED, 6, 0.0, [0, 0, 0])
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}, {"content": [{"token": "A", "logprob": -0.1}]}])
+def test_a_server_that_gives_no_probabilities_decides_nothing(
+    logprobs: Any, server: FlakyProxy, tmp_path: Path
+) -> None:
+    server.fault = lambda n: Fault(200, body=completion(logprobs=logprobs))
+    for _ in range(2):
+        with pytest.raises(SaoError, match="gives no log-probabilities for gpt-4o-mini; set its reading to text"):
+            engine_in(tmp_path).label_logprobs(ASKED, ("A", "B"))
+    assert len(server.asked) == len(ASKED), "what was paid for is kept"
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"data": [{"id": "gpt-4o"}, {"id": 5}, {}, "a", null]}', {"gpt-4o"}), (b"[]", set()), (b"7", set()),
+        (b'{"data": null}', set()), (b'{"data": {"id": "a"}}', set()), (b'{"data": [{"id": "a\\ud800"}]}', {"a\ufffd"}),
+    ],
+)  # fmt: skip
+def test_a_list_of_models_is_read_with_distrust(body: bytes, names: set[str]) -> None:
+    assert read_models(body) == names
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"data": [', b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_page_in_place_of_a_list_of_models_is_one_sentence(
+    body: bytes, server: FlakyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FlakyHandler, "do_GET", lambda handler: handler.answer(200, body, {}), raising=False)
+    with pytest.raises(SaoError, match="gave no list of models but what is no JSON; check OPENAI_BASE_URL"):
+        openai_api.check("openai/gpt-4o-mini")
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -146,6 +188,9 @@ def test_a_key_that_the_server_repeats_is_nowhere(
         ("OPENAI_API_KEY", KEY, KEY), ("HF_TOKEN", "hf_abcdefghijkl", "hf_abcdefghijkl"),
         ("OPENAI_BASE_URL", "https://jane:corr3ct-horse@example.org/v1", "corr3ct-horse"),
         ("https_proxy", "http://jane:corr3ct-horse@proxy:3128", "corr3ct-horse"),
+        ("OPENAI_API_KEY", KEY, base64.b64encode(KEY.encode()).decode()),
+        ("openai_api_key", KEY, KEY), ("GITHUB_PAT", KEY, KEY), ("DB_PASS", KEY, KEY), ("MY_CREDENTIALS", KEY, KEY),
+        ("OPENAI_API_KEY_OLD", KEY, KEY), ("API_KEY_2", KEY, KEY), ("SLURM_JWT", KEY, KEY), ("AUTH_HEADER", KEY, KEY),
         ("SOME_SECRET", 'quo"ted/and+more', 'quo\\"ted/and+more'), ("MY_PASSWORD", "a/b+c=d e", "a%2Fb%2Bc%3Dd%20e"),
     ],
 )  # fmt: skip
@@ -163,7 +208,41 @@ def test_secrets_of_the_environment_are_masked(
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")  # what vLLM's own examples set
     monkeypatch.setenv("SSL_KEY", "/etc/ssl/private.pem")
-    assert masked("EMPTY /etc/ssl/private.pem") == "EMPTY /etc/ssl/private.pem"
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
+    assert masked("EMPTY /etc/ssl/private.pem parallel") == "EMPTY /etc/ssl/private.pem parallel"
+
+
+def test_a_key_on_the_command_line_gets_into_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for given in (f"policy.system={KEY}", f"policy.model=openai/{KEY}", f"{KEY}=1", f"train.data={KEY[:20]}"):
+        assert main(["plan", "smoke", f"--changes={given}"]) == 1
+        text = capsys.readouterr()
+        assert "holds a key of the environment" in text.err
+        assert KEY[3:15] not in text.err + text.out
+
+
+def test_what_nobody_foresaw_is_shown_without_the_key() -> None:
+    code = (
+        "import runpy, sys\nimport sao_lib.launch.reproduce as reproduce\n"
+        "def show(*_):\n    raise {}\nreproduce.show = show\nsys.argv = ['sao_lib', 'plan', 'smoke']\n"
+        "runpy.run_module('sao_lib', run_name='__main__')\n"
+    )
+    for error in (f"RuntimeError('{KEY}')", f"OSError(2, 'No such file', '/tmp/{KEY}')"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(error)],
+            cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": KEY}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "***" in done.stderr
+        assert KEY[3:15] not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("path", [f"/{KEY}/v1", f"/v1/{KEY}"])
+def test_a_key_in_the_path_of_the_address_is_not_shown(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"https://jane@gateway:8443{path}")
+    assert openai_api._place() == "https://gateway:8443/..."
 
 
 @pytest.mark.parametrize(
@@ -173,7 +252,7 @@ def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         ("OPENAI_ORG_ID", "org\r\nX: y"), ("OPENAI_BASE_URL", "not a url"), ("OPENAI_BASE_URL", "localhost:8000/v1"),
         ("OPENAI_BASE_URL", "ftp://host/v1"), ("OPENAI_BASE_URL", "http://"), ("OPENAI_BASE_URL", "http://host:99999"),
         ("OPENAI_BASE_URL", "http://host:x/v1"), ("OPENAI_BASE_URL", "http://[::1/v1"), ("OPENAI_BASE_URL", "http://h\u00f6/"),
-        ("OPENAI_BASE_URL", KEY),
+        ("OPENAI_BASE_URL", KEY), ("OPENAI_BASE_URL", f"https://host/v1?key={KEY}"), ("OPENAI_BASE_URL", f"https://host/#{KEY}"),
     ],
 )  # fmt: skip
 def test_what_can_be_no_key_or_address_is_refused_before_anything_is_asked(

@@ -15,7 +15,7 @@ from sao_lib.__main__ import main
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import cluster, graph, reproduce
-from sao_lib.plan import experiment, workload
+from sao_lib.plan import experiment, layers, workload
 from sao_lib.settings import ROOT
 
 OWN = """
@@ -87,6 +87,41 @@ COMMAND_LINE = [
     ("synthesize.template=params/templates/ranking.yaml", "which has no 'examples'; such a template has: user"),
     ("synthesize.personas=params/data", "params/data, named in the parameters of synthesize 'policy', is a folder"),
     ("synthesize.personas=nowhere.jsonl", "nowhere.jsonl, named in the parameters of synthesize 'policy', does not"),
+    ("synthesize.personas=/dev/zero", "/dev/zero, named in the parameters of synthesize 'policy', is no ordinary file"),
+    ("synthesize.personas=" + 300 * "a", "can be no file: File name too long"),
+    ("synthesize.personas=hub:x", "hub:x, named in the parameters of synthesize 'policy', is not of the form hub:org/"),
+    ("train.data=github:a/b@c/d", "is not of the form github:org/repo@commit/file"),
+    ("policy.chat_template=/dev/null", "is no ordinary file"),
+    ("policy.chat_template=params/templates/ranking.yaml", "of policy leaves out the system's message"),
+    ("train.beta=!!float 3", "not valid YAML: !!float (a value does not fit the kind that its !!tag says)"),
+    ("train.beta=!!bool", "a value does not fit the kind"),
+    ("seed=!!timestamp x", "a value does not fit the kind"),
+    ("train='&a {beta: *a}'", "*a holds itself"),
+    ("seed=010", "010 would be read to the base 8; write it without"),
+    ("train.beta=1:30.5", "1:30.5 would be read to the base 60"),
+    ("engine.options={a: 1}", "not valid YAML: {a: (expected the node content, but found '<stream end>'; a value with"),
+    ("seed=-5", "greater than or equal to 0"),
+    ("seed=99999999999999999999", "less than 2147483648"),
+    ("replicates=1000000", "less than or equal to 100"),
+    ("judge.without_criterion=true", "it must be a number"),
+    ("evaluate.judges=[[x]]", "Parameter 'evaluate.judges.0' in the command line is ['x']"),
+    ("synthesize.generator={}", "Parameter 'synthesize.generator.model' is missing in the command line"),
+    ("machine.stages.nope={}", "Parameter 'machine.stages.nope' in the command line"),
+    ("train=[]", "Parameter 'train' in the command line is []: it must be a mapping of parameters"),
+    ("train=", "Parameter 'train' in the command line is None: it must be a mapping of parameters"),
+    ("train.beta=" + 400 * "9", f"is {80 * '9'}...: input should be"),
+    (5000 * "a" + "=1", f"Unknown parameter '{80 * 'a'}...'"),
+    ("train.beta='\"\\e[31m\"'", "is '\\x1b[31m': input should be"),
+    ("'\u202eseed'=7", "'\\u202eseed=7' on the command line is not of the form"),
+    ("evaluate.labelled_questions=61", "evaluate.labelled_questions is 61 and params/data/labelled_answers.jsonl has"),
+    ("evaluate.gold_questions=4999", "evaluate.gold_questions is 4999 and params/data/labelled_answers.jsonl has"),
+    ("judge.audit_questions=99", "judge.audit_questions is 99 and params/data/labelled_answers.jsonl has"),
+    ("evaluate.judges=[relevance,relevance]", "evaluate.judges has 'relevance' twice"),
+    ("evaluate.judges=[relevance+relevance]", "in which an instrument stands twice"),
+    ("engine.kind=openai", "engine.kind is openai, whose models are named openai/..., and the model is embedded/"),
+    ("policy.model=embedded/all-minilm-l6-v2", "which compares texts and writes none"),
+    ("policy.model=openai/gpt-4o", "which an API keeps; train needs a model whose weights are here"),
+    ("synthesize.source=random", "whose 'user' has {persona}, and synthesize.source random has none"),
 ]  # fmt: skip
 
 
@@ -129,6 +164,20 @@ EXPERIMENTS: list[tuple[str | bytes, str]] = [
     (OWN.split("rows:")[0] + "rows: {a: null}\n", "Key 'rows.a'"),
     (OWN.split("rows:")[0] + "rows: {a: {label: 5}}\n", "Key 'rows.a.label'"),
     (OWN + "replicates: yes\n", "Key 'replicates"),
+    (OWN + "replicates: 1000000\n", "Key 'replicates' in params/experiments/mine.yaml is 1000000"),
+    (OWN.replace("Length,", "Length, iterations: 101,"), "Key 'rows.length.iterations'"),
+    (OWN.replace("Length,", "Length, profiles: [],"), "Key 'rows.length.profiles'"),
+    (OWN.replace("Length,", "Length, profiles: [paper],"), "No row of mine is for profile cpu; see `profiles`"),
+    (OWN.replace("Length,", "'',"), "Key 'rows.length.label'"),
+    (OWN.replace("  length:", "  a b:"), "'a b' can be no row's name"),
+    (OWN.replace("  length:", "  'a#2':"), "'a#2' can be no row's name"),
+    (OWN.replace("  length:", '  "a\\nb":'), "'a\\nb' can be no row's name"),
+    (OWN.replace("  length:", "  ../x:"), "'../x' can be no row's name"),
+    (OWN + "  other: {label: Length}\n", "two rows have the label 'Length'"),
+    (OWN + "notebook: 01_synthesize\n", "'01_synthesize' is none of notebooks/ that makes a table: 05_ablate"),
+    (OWN + "notebook: ../notebooks/05_ablate\n", "is none of notebooks/"),
+    (OWN + "claims: [{sentence: s, holds: length.wr > length.wr}]\n", "compares a row with itself"),
+    (OWN + f"claims: [{{sentence: s, holds: length.wr > {400 * '9'}}}]\n", "must read 'row.metric"),
 ]  # fmt: skip
 
 
@@ -149,6 +198,14 @@ PROFILES = [
     ("extends: cpu\ntrain: {3: 1}\n", "params/profiles/mine.yaml has the key 3"),
     ("extends: cpu\npresets: {a: {settings: {}, trained: 'no'}}\n", "'presets.a.trained'"),
     ("extends: paper\ntrain: {processes: 8, micro_batch: 1}\n", "train.processes is 8, machine.gpus is 4"),
+    ("extends: cpu\ntrain: &t {beta: *t}\n", "mine.yaml, line 2, is not valid YAML: *t holds itself"),
+    ("extends: cpu\ntrain: &t {<<: *t}\n", "*t holds itself"),
+    ("extends: cpu\nseed: !!bool maybe\n", "is not valid YAML: a value does not fit the kind that its !!tag says"),
+    ("extends: cpu\nseed: 1:30\n", "mine.yaml, line 2, is not valid YAML: 1:30 would be read to the base 60"),
+    ("extends: cpu\ntrain:\n", "Parameter 'train' in params/profiles/mine.yaml is None: it must be a mapping"),
+    ("extends: cpu\njudge: []\n", "Parameter 'judge' in params/profiles/mine.yaml is []: it must be a mapping"),
+    ('extends: cpu\n"a\\nb": 3\n', "Unknown parameter 'a\\nb' in params/profiles/mine.yaml"),
+    ('extends: cpu\n"a\\e[31mb": 3\n', "Unknown parameter 'a\\x1b[31mb' in params/profiles/mine.yaml"),
 ]
 
 
@@ -159,9 +216,21 @@ def test_profiles(params: Path, capsys: pytest.CaptureFixture[str], text: str, s
     assert sentence in said(capsys, "plan", "mine", "--profile=mine")
 
 
+@pytest.mark.parametrize("value", ["3", "", "[a]"])
+def test_a_section_for_a_machine_is_a_mapping(
+    params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    monkeypatch.setattr(layers.machine, "SECTIONS", {"without_bf16": lambda: True, "without_vllm": lambda: False})
+    (params / "profiles" / "mine.yaml").write_text(f"extends: cpu\nwithout_bf16: {value}\n")
+    assert "mine.yaml, without_bf16 is " in (text := said(capsys, "plan", "mine", "--profile=mine"))
+    assert text.endswith("; it must be a mapping of parameters.")
+
+
 NAMES = [
     (["plan", "table66"], "There is no experiment 'table66'"),
     (["plan", "../profiles/cpu"], "There is no experiment '../profiles/cpu'"),
+    (["plan", 5000 * "a"], f"There is no experiment '{80 * 'a'}...' in "),
+    (["plan", "mine", "--profile=\x1b[2J\n"], "There is no profile '\\x1b[2J\\n' in "),
     (["plan", "folder"], "There is no experiment 'folder' in "),
     (["plan", "mine", "--profile=../experiments/smoke"], "There is no profile '../experiments/smoke'"),
     (["plan", "all", "--profile="], "There is no profile ''"),
@@ -173,7 +242,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), NAMES, ids=[" ".join(words) for words, _ in NAMES])
+@pytest.mark.parametrize(("words", "sentence"), NAMES, ids=[" ".join(words)[:40] for words, _ in NAMES])
 def test_names(params: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
     (params / "experiments" / "folder.yaml").mkdir()
     text = said(capsys, *words)

@@ -25,7 +25,8 @@ def test_a_relative_folder_is_the_repositorys_wherever_the_command_is_given(
 ) -> None:
     for folder in ("repository/trained/mine", "elsewhere/trained/mine"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
+        (tmp_path / folder / "model.safetensors").touch()
     monkeypatch.setattr(models, "ROOT", tmp_path / "repository")
     monkeypatch.chdir(tmp_path / "elsewhere")
     for name in ("trained/mine", "./trained/mine"):
@@ -70,3 +71,29 @@ def test_wrong_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SaoError, match="sha256 differs"):
         models.resolve("embedded/smollm2-135m-instruct")
     assert not (tmp_path / "smollm2-135m-instruct").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "sentence"),
+    [
+        (None, True, "it has no config.json"), ("{", True, "its config.json is not JSON"),
+        ("[]", True, "its config.json says no model_type"), ("{}", True, "its config.json says no model_type"),
+        ('{"model_type": "llama"}', False, "it has no weights"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_holds_no_whole_model(tmp_path: Path, config: str | None, weights: bool, sentence: str) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    if weights:
+        (tmp_path / "model.safetensors").touch()
+    with pytest.raises(SaoError, match=f"The folder {tmp_path} holds no model: {sentence}"):
+        models.check(str(tmp_path))
+
+
+def test_what_can_be_no_models_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SaoError, match="is a file; name the folder of a model"):
+        models.check(str(tmp_path / "file"))
+    for name in ("https://huggingface.co/google/gemma-2-9b-it", "~/models/mine", "org/name/more", 300 * "a"):
+        with pytest.raises(SaoError, match="names no model|cannot be had"):
+            models.check(name)

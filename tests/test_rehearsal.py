@@ -228,6 +228,22 @@ def test_a_profile_without_cards_is_not_rehearsed(capsys: pytest.CaptureFixture[
     assert "Profile cpu needs no GPU and no rehearsal" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        *((["--limit", said], f"LIMIT is '{said}'; it") for said in ("0", "-5", "nan", "inf", "abc", "", "1e-9")),
+        (["--rows", ","], "ROWS is ',', which names no row"),
+        (["--sizes", "0", "10"], "--sizes has 0; a count needs 1 row or more"),
+        (["--rows", "nope"], "table6 has no row 'nope'"),
+    ],
+)  # fmt: skip
+def test_what_a_rehearsal_cannot_do_is_said_at_once(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*words, "--outputs", str(tmp_path), "table6"]) == 1
+    assert capsys.readouterr().err.startswith(f"Error: {sentence}")
+
+
 def test_fake_cards_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cards.VISIBLE, ",".join(card.number for card in fake_cards(4)))
     asked = "import torch; print(torch.cuda.device_count())"

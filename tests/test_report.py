@@ -285,6 +285,20 @@ def test_latex_escapes_what_tex_reads_as_commands_and_wraps_long_texts() -> None
         assert escaped in first
 
 
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("a|b", r"a\|b"), (r"a\|b", r"a\\\|b"), ("<script>x</script>", r"\<script>x\</script>"), ("<!-- x", r"\<!-- x"),
+        ("\x1b[2Jx\x07", r"\x1b[2Jx\x07"), ("\u202eabc", r"\u202eabc"), ("a\r\nb\rc", r"a b\rc"), ("1 < 2", "1 < 2"),
+    ],
+)  # fmt: skip
+def test_a_hostile_text_stands_in_its_cell_as_what_it_is(cell: str, shown: str) -> None:
+    head, _, row = table.markdown([["A", "B"], [cell, "end"]]).splitlines()
+    assert row == f"| {shown} | end |"
+    tex = table.latex([["A", "B"], [cell, "end"]])
+    assert not any(sign in tex for sign in ("\x1b", "\x07", "\u202e"))
+
+
 def test_an_unknown_column_lists_what_there_is() -> None:
     with pytest.raises(SaoError, match="no column 'wrr'; there are: lc"):
         column("wrr")

@@ -170,6 +170,7 @@ def edit(file: Path, old: bytes, new: bytes) -> None:
         (lambda f: edit(f / MANIFEST, b'"loss": 1.0', b'"loss": 0.1'), "run.json is not as it was written"),
         (lambda f: edit(f / MANIFEST, b"weights", b"weight"), None),
         (lambda f: (f / MANIFEST).write_bytes(b"[]"), "run.json is damaged"),
+        (lambda f: (f / MANIFEST).write_bytes(b"[" * 100_000), "run.json is damaged"),
         (lambda f: (f / MANIFEST).write_bytes(b"caf\xe9"), "run.json is damaged"),
         (
             lambda f: edit(f / "model" / "model.safetensors", b"w", b"v"),

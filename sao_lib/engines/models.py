@@ -1,5 +1,6 @@
 """A model's name -> a folder on disk: embedded in a package, a local folder, or hub `org/name@revision`."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -113,13 +114,31 @@ def _local(name: str) -> Path | None:
     Raises SaoError for a folder without a model, and for a missing one that is written as a path.
     """
     folder = ROOT / name
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SaoError(f"The folder {name} holds no model: it has no config.json.")
+    if os.path.isdir(folder):
+        if problem := _no_model(folder):
+            raise SaoError(f"The folder {name} holds no model: {problem}.")
         return folder
-    if name.startswith((".", "/")):
-        raise SaoError(f"The model folder {name} does not exist.")
+    if name.startswith((".", "/")) or os.path.exists(folder):
+        what = "is a file; name the folder of a model" if os.path.exists(folder) else "does not exist"
+        raise SaoError(f"The model folder {name} {what}.")
+    if name.startswith("~") or "://" in name or name.partition("@")[0].count("/") > 1:
+        raise SaoError(
+            f"'{name}' names no model: it must be org/name of the hub, embedded/..., openai/... or a folder."
+        )
     return None
+
+
+def _no_model(folder: Path) -> str | None:
+    """Why a folder can be no model for transformers, None where it can."""
+    if not (folder / "config.json").is_file():
+        return "it has no config.json"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "its config.json is not JSON"
+    if not isinstance(config, dict) or not config.get("model_type"):
+        return "its config.json says no model_type"
+    return None if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else "it has no weights"
 
 
 def _entry(name: str) -> dict[str, Any]:

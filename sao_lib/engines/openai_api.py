@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from sao_lib.engines import TOO_LONG, Completion, Conversation, not_asked
 from sao_lib.engines.journal import JOURNAL, Journal, keys_of
-from sao_lib.engines.openai_reply import read_reply
-from sao_lib.errors import SaoError, in_one_line, masked
+from sao_lib.engines.openai_reply import read_models, read_reply, refusal
+from sao_lib.errors import SHORTEST, SaoError, in_one_line, masked
 from sao_lib.files import Record, well_formed
 from sao_lib.settings import PARAMS
 from sao_lib.settings import Engine as EngineSettings
@@ -48,6 +48,7 @@ def require_key(model: str) -> None:
     try:
         parts = urlsplit(_address())
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _printable(_address())
+        right = right and not parts.query and not parts.fragment  # the client would append its own path to them
     except ValueError:  # no port
         right = False
     if not right:  # what it is may be a key in the wrong place
@@ -63,9 +64,10 @@ def _address() -> str:
 
 
 def _place() -> str:
-    """The address without what may be secret in it."""
+    """The address without what may be secret in it: the name before the host, and a path that is not plain words."""
     parts = urlsplit(_address())
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    plain = all(len(word) < SHORTEST for word in parts.path.split("/"))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path if plain else '/...'}"
 
 
 def check(model: str) -> None:
@@ -89,7 +91,11 @@ def _listed(url: str, key: str) -> frozenset[str]:
     from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI
 
     try:
-        return frozenset(model.id for model in OpenAI(api_key=key, timeout=30).models.list())
+        return read_models(OpenAI(api_key=key, timeout=30).models.with_raw_response.list().content)
+    except ValueError:
+        raise SaoError(
+            f"The API at {_place()} gave no list of models but what is no JSON; check OPENAI_BASE_URL."
+        ) from None
     except AuthenticationError:
         raise SaoError("The API refused OPENAI_API_KEY; check the key.") from None
     except APIConnectionError as error:
@@ -183,7 +189,8 @@ class OpenAIEngine:
         where = f"The API at {_place()}"
         for lost in range(UNREADABLE):
             try:
-                reply = read_reply(self._asked(request, where))
+                body = self._asked(request, where)
+                reply = read_reply(body)
                 break
             except BadRequestError:
                 return {"model": self.model, "text": "", "finish_reason": TOO_LONG, "tokens_in": 0, "tokens_out": 0,
@@ -193,7 +200,8 @@ class OpenAIEngine:
                     raise SaoError(f"{where} gave no completion but what is no JSON; check OPENAI_BASE_URL.") from None
                 time.sleep(PAUSE)
         if reply is None:
-            raise SaoError(f"{where} gave no completion; check OPENAI_BASE_URL.")
+            said = refusal(body)
+            raise SaoError(f"{where} gave no completion{f' but: {said}' if said else '; check OPENAI_BASE_URL'}.")
         tokens = reply.pop("tokens")
         return {
             "model": self.model,
@@ -250,8 +258,13 @@ class OpenAIEngine:
 
     def label_logprobs(self, conversations: Sequence[Conversation], labels: tuple[str, ...]) -> list[tuple[float, ...]]:
         extra: list[Record] = [{"temperature": 0, "logprobs": True, "top_logprobs": 20}] * len(conversations)
-        out = []
-        for row in self._all(conversations, 1, extra):
+        out, rows = [], self._all(conversations, 1, extra)
+        asked = [row for row in rows if row["finish_reason"] != TOO_LONG]
+        if asked and not any(row["top_logprobs"] for row in asked):  # it would leave every pair undecided
+            raise SaoError(
+                f"The API at {_place()} gives no log-probabilities for {self.model}; set its reading to text."
+            )
+        for row in rows:
             if row["finish_reason"] == TOO_LONG:
                 out.append((math.nan,) * len(labels))
                 continue

@@ -18,10 +18,7 @@ def read_reply(body: bytes) -> Record | None:
     `tokens` are those in and out, null where the server says none that can be; `top_logprobs` [token, log p] of the
     first token's alternatives. Raises ValueError where `body` is no JSON.
     """
-    try:
-        reply = json.loads(body)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    reply = _json(body)
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return None
@@ -32,6 +29,28 @@ def read_reply(body: bytes) -> Record | None:
         "tokens": _tokens(_part(reply, "usage")),
         "top_logprobs": _top_logprobs(_part(choice, "logprobs")),
     }
+
+
+def read_models(body: bytes) -> frozenset[str]:
+    """Names in a server's list of models, empty where it is none; raises ValueError where `body` is no JSON."""
+    reply = _json(body)
+    listed = reply.get("data") if isinstance(reply, dict) else None
+    found = [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return frozenset(_text(name) for name in found if isinstance(name, str))
+
+
+def refusal(body: bytes) -> str:
+    """What a server says in place of a completion, in 160 characters; empty where it says nothing."""
+    reply = _json(body)
+    error = reply.get("error") if isinstance(reply, dict) else None
+    return _text(error.get("message") if isinstance(error, dict) else error)[:160]
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _part(of: Record, key: str) -> Record:

@@ -64,6 +64,17 @@ def published_answers(run: Run, settings: Evaluate, instructions: Sequence[dict[
 
     Each answer counts as finished. Raises SaoError when the file lacks an instruction.
     """
+    kept = [
+        {key: row[key] for key in ("instruction", "output", "generator")}
+        for row in load_answers(settings, instructions)
+    ]
+    rows = [{**row, "tokens": None, "finished": True} for row in kept]
+    write_rows(run.folder / "answers.jsonl", rows)
+    return rows
+
+
+def load_answers(settings: Evaluate, instructions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `settings.answers` that answer `instructions`, in their order; SaoError where one is missing."""
     given = load_rows(str(settings.answers), texts=["instruction", "generator"], unique=["instruction"])
     found = {row.get("instruction"): row for row in given}
     missing = next((row["instruction"] for row in instructions if row["instruction"] not in found), None)
@@ -73,10 +84,7 @@ def published_answers(run: Run, settings: Evaluate, instructions: Sequence[dict[
     wrong = next((row for row in answers if not isinstance(row.get("output"), str)), None)
     if wrong is not None:
         raise refused(str(settings.answers), wrong, "its output is no text")
-    kept = [{key: row[key] for key in ("instruction", "output", "generator")} for row in answers]
-    rows = [{**row, "tokens": None, "finished": True} for row in kept]
-    write_rows(run.folder / "answers.jsonl", rows)
-    return rows
+    return answers
 
 
 def annotate(

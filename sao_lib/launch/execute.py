@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from sao_lib import writers
-from sao_lib.errors import Killed, SaoError, masked
+from sao_lib.errors import Killed, SaoError, masked, visible
 from sao_lib.files import append_rows, write_atomic
 from sao_lib.launch.kernel import Kernel
 from sao_lib.progress import LOG, clock
@@ -100,7 +100,7 @@ def _following(log: Path, shown: str, every: float = 5.0) -> Iterator[None]:
                     lines = file.read().strip().splitlines()
                     position = file.tell()
                 if lines:
-                    print(f"{shown}: {masked(lines[-1])}", flush=True)
+                    print(f"{shown}: {visible(masked(lines[-1]))}", flush=True)
 
     thread = threading.Thread(target=follow, args=(at,), daemon=True)
     thread.start()

@@ -43,12 +43,17 @@ def load_preferences(run: Run, settings: Train) -> list[dict[str, Any]]:
     """
     if settings.data is None:
         return run.input("judge").rows("preferences.jsonl")
+    return external_preferences(settings.data)
+
+
+def external_preferences(source: str) -> list[dict[str, Any]]:
+    """The rows of an external preference set."""
     rows = []
-    for number, row in enumerate(load_rows(settings.data, texts=["prompt"], unique=["prompt_id"]), 1):
+    for number, row in enumerate(load_rows(source, texts=["prompt"], unique=["prompt_id"]), 1):
         if not all(row.get(key) for key in ("prompt", "chosen", "rejected")):
-            raise refused(settings.data, row, "it lacks one of prompt, chosen and rejected")
+            raise refused(source, row, "it lacks one of prompt, chosen and rejected")
         if not isinstance(row["prompt"], str) or not all(_is_dialogue(row[side]) for side in ("chosen", "rejected")):
-            raise refused(settings.data, row, "prompt must be a text, chosen and rejected lists of {role, content}")
+            raise refused(source, row, "prompt must be a text, chosen and rejected lists of {role, content}")
         rows.append(
             {
                 "id": str(row.get("prompt_id", number))[:16],

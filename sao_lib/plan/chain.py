@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from sao_lib import hub
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, short
 from sao_lib.evaluate.instruments import simple_parts
 from sao_lib.files import digest, file_digest
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.method.synthesize import PROMPT_SOURCES
+from sao_lib.plan import own_files
 from sao_lib.runs import OUTPUTS, identity, load
-from sao_lib.settings import ROOT, Answer, Evaluate, Settings
+from sao_lib.settings import MOST, ROOT, Answer, Evaluate, Settings
 
 LABELLED = "params/data/labelled_answers.jsonl"
-SEED_STRIDE = 100  # between replicates; iterations count on from each by one
+SEED_STRIDE = MOST  # between replicates; iterations count on from each by one
 ECHOES = "params/data/echoes.jsonl"
 
 
@@ -96,11 +97,9 @@ def spec_of(
 ) -> dict[str, Any]:
     """A run's spec with digests of the files it reads (a fetched one's is its name's); SaoError if one is none."""
     named = sorted({f for f in files if f})
-    missing = next((f for f in named if not f.startswith(hub.ELSEWHERE) and not (ROOT / f).exists()), None)
-    if missing:
-        raise SaoError(f"{missing}, named in the parameters of {stage} '{name}', does not exist.")
-    if folder := next((f for f in named if (ROOT / f).is_dir() and stage != "leaderboard"), None):
-        raise SaoError(f"{folder}, named in the parameters of {stage} '{name}', is a folder and not a file.")
+    for file in named:
+        if problem := own_files.no_file(file, stage):
+            raise SaoError(f"{short(file)}, named in the parameters of {stage} '{name}', {problem}.")
     digests = {f: digest(f) if f.startswith(hub.ELSEWHERE) else _digest(ROOT / f) for f in named}
     return {"stage": stage, "name": name, "profile": profile, "params": params, "inputs": inputs, "files": digests}
 

@@ -11,7 +11,7 @@ from sao_lib.settings import Strict
 
 Relation = Literal[">", "<", "≈", "max", "min"]
 SIDE = r"(?P<{0}>\S+)\.(?P<{0}_metric>[a-z]\w*)"
-OWN, OTHER, CONSTANT = SIDE.format("row"), SIDE.format("other"), r"(?P<constant>-?\d+(?:\.\d+)?)"
+OWN, OTHER, CONSTANT = SIDE.format("row"), SIDE.format("other"), r"(?P<constant>-?\d{1,9}(?:\.\d{1,9})?)"
 COMPARED = re.compile(rf"{OWN} (?P<sign>>|<|≈|~=) (?:{CONSTANT}|{OTHER})")
 EXTREME = re.compile(rf"{OWN} is (?P<sign>max|min)")
 RELATIONS: dict[str, Relation] = {">": ">", "<": "<", "≈": "≈", "~=": "≈", "max": "max", "min": "min"}
@@ -56,6 +56,8 @@ class Claim(Strict):
             raise ValueError(f"'{self.holds}' must read {FORM}, with one metric")
         if (self.predicate.relation == "≈") != (self.within is not None):
             raise ValueError(f"'{self.holds}' needs `within` for ≈, and for nothing else")
+        if self.predicate.other == self.predicate.row:
+            raise ValueError(f"'{self.holds}' compares a row with itself")
         if self.of and self.predicate.relation not in ("max", "min"):
             raise ValueError(f"'{self.holds}' compares no list of rows: `of` is for max and min")
         if len(self.printed) not in (0, len(self.predicate.rows)) or any(p.count("/") < 2 for p in self.printed):

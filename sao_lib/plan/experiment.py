@@ -1,21 +1,21 @@
 """An experiment file, typed: the rows, columns, figure and claims of one table or figure."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     StrictBool,
     ValidationError,
     model_validator,
 )
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, short
 from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
-from sao_lib.settings import PARAMS, ROOT, Settings, Stage, Strict
+from sao_lib.settings import MOST, NOTEBOOKS, PARAMS, ROOT, Settings, Stage, Strict
 from sao_lib.yaml_files import experiment_file, read_yaml
 
 Control = Literal["placebo", "positive"]  # a row whose claims are known: undecided, supported
@@ -29,7 +29,17 @@ def _of_a_row(stage: Stage) -> Stage:
     return stage
 
 
+def _plain(name: str) -> str:
+    if not ROW_NAME.fullmatch(name):
+        raise ValueError(f"'{short(name)}' can be no row's name: at most 60 letters, digits and . + - / and no blanks")
+    return name
+
+
 RowStage = Annotated[Stage, AfterValidator(_of_a_row)]
+# What claims, figures and the roles of a table's inputs can hold.
+ROW_NAME = re.compile(r"\w[\w.+/-]{0,59}")
+RowName = Annotated[str, AfterValidator(_plain)]
+Replicates = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Printed(Strict):
@@ -49,13 +59,13 @@ class RowSpec(Strict):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    label: str
+    label: str = Field(min_length=1)
     use: list[str] = []
     runs: tuple[RowStage, ...] | None = None
     trained: StrictBool = True
-    iterations: int = Field(default=1, ge=1)
+    iterations: int = Field(default=1, ge=1, le=MOST)
     published: str | None = None
-    profiles: tuple[str, ...] | None = None
+    profiles: tuple[str, ...] | None = Field(default=None, min_length=1)
     control: Control | None = None
     printed: Printed = Printed()
 
@@ -105,8 +115,8 @@ class Experiment(Strict):
     notebook: str | None = None
     runs: tuple[RowStage, ...] = ("evaluate",)
     settings: dict[str, dict[str, Any]] = {}
-    replicates: PositiveInt | dict[str, PositiveInt] = {}
-    rows: dict[str, RowSpec] = Field(min_length=1)
+    replicates: Replicates | dict[str, Replicates] = {}
+    rows: dict[RowName, RowSpec] = Field(min_length=1)
     claims: list[Claim] = []
     note: str | None = None
 
@@ -122,8 +132,15 @@ class Experiment(Strict):
             if isinstance(given, dict) and (unknown := sorted(set(given) - profiles)):
                 known = ", ".join(sorted(profiles))
                 raise ValueError(f"{key} has '{unknown[0]}', which is no profile; there are: {known}")
-        if self.notebook and not (ROOT / "notebooks" / f"{self.notebook}.ipynb").is_file():
-            raise ValueError(f"its notebook '{self.notebook}' is none of notebooks/")
+        own = {path.stem for path in (ROOT / "notebooks").glob("[!0]*.ipynb")}  # after the stages'
+        tables = own - set(NOTEBOOKS.values())
+        if self.notebook and self.notebook not in (there := sorted(tables | {NOTEBOOKS["ablate"]})):
+            raise ValueError(
+                f"its notebook '{self.notebook}' is none of notebooks/ that makes a table: {', '.join(there)}"
+            )
+        labels = [row.label for row in self.rows.values()]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"two rows have the label '{short(twice)}', and a table could not tell them apart")
         for claim in self.claims:
             if claim.otherwise and not any(self.rows[name].control for name in claim.rows if name in self.rows):
                 raise ValueError(f"the claim '{claim.holds}' says `otherwise`, which is for claims that name a control")

@@ -4,14 +4,14 @@ Profile <- experiment <- presets <- row <- command line.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sao_lib import machine
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, masked, short
 from sao_lib.method.feedback import SOURCES
 from sao_lib.method.losses import LOSSES
 from sao_lib.method.synthesize import PROMPT_SOURCES
@@ -24,7 +24,6 @@ REGISTRIES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("train", "loss"): LOSSES,
     ("synthesize", "source"): PROMPT_SOURCES,
 }
-SHOWN = 80  # characters of a wrong value in a message
 Layer = tuple[str, dict[str, Any]]  # what an error message calls it, and its parameters
 
 
@@ -80,14 +79,25 @@ def from_command_line(assignments: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     said: dict[tuple[str, ...], Any] = {}
     for text in assignments:
+        if masked(text) != text:
+            raise SaoError(
+                f"'{short(text)}' on the command line holds a key of the environment, and parameters are written into "
+                "results; take it out."
+            )
         key, equals, value = text.partition("=")
         path = tuple(key.split("."))
         if not equals or not all(map(str.isidentifier, (part.replace("-", "_") for part in path))):
-            raise SaoError(f"'{text}' on the command line is not of the form key.subkey=value (no spaces round =).")
+            raise SaoError(
+                f"'{short(text)}' on the command line is not of the form key.subkey=value (no spaces round =)."
+            )
         try:
             loaded = parse_yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise SaoError(f"The value of '{key}' on the command line is not valid YAML: {value[:SHOWN]}") from None
+        except yaml.YAMLError as error:
+            why = (getattr(error, "problem", None) or str(error)).partition("\n")[0]
+            hint = "; a value with blanks needs quotes round it" if value[:1] in "[{" else ""
+            raise SaoError(
+                f"The value of '{key}' on the command line is not valid YAML: {short(value)} ({why}{hint})."
+            ) from None
         if over := next((p for p in said if _contradict(p, said[p], path, loaded)), None):
             raise SaoError(f"The command line sets {'.'.join(over)} and {key}, which contradict each other; leave one.")
         said[path] = loaded
@@ -109,8 +119,15 @@ def validate(layers: list[Layer]) -> Settings:
     """Merge named layers in order and validate; raises SaoError naming layer, key and expectation."""
     merged: dict[str, Any] = {}
     for name, layer in layers:
+        if not isinstance(layer, dict):
+            raise SaoError(f"{name} is {short(repr(layer))}; it must be a mapping of parameters.")
         if wrong := next(_no_words(layer), None):
             raise SaoError(f"{name} has the key {wrong[0]!r}, which is no name of a parameter.")
+        if empty := next(
+            (k for k in layer if isinstance(merged.get(k), dict) and not isinstance(layer[k], dict)), None
+        ):
+            value = short(repr(layer[empty]))
+            raise SaoError(f"Parameter '{empty}' in {name} is {value}: it must be a mapping of parameters.")
         merged = merge(merged, layer)
     try:
         settings = Settings.model_validate(merged)
@@ -119,10 +136,10 @@ def validate(layers: list[Layer]) -> Settings:
     for loc, registry in REGISTRIES.items():
         name = getattr(getattr(settings, loc[0]), loc[1])
         if name not in registry:
-            known, where = ", ".join(registry), _where(loc, layers)
-            raise SaoError(f"Parameter '{'.'.join(loc)}' in {where} is '{name}'; there are: {known}.")
+            known, where = ", ".join(registry), _where(loc, layers)[0]
+            raise SaoError(f"Parameter '{'.'.join(loc)}' in {where} is '{short(name)}'; there are: {known}.")
     if problem := SOURCES[settings.judge.source].problem(settings.judge):
-        raise SaoError(f"Impossible combination in {_where(('judge', 'source'), layers)}, judge: {problem}.")
+        raise SaoError(f"Impossible combination in {_where(('judge', 'source'), layers)[0]}, judge: {problem}.")
     return settings
 
 
@@ -141,7 +158,9 @@ def explain(
     """The first thing that is wrong, in one sentence: which layer, which key, what was expected."""
     first = error.errors()[0]
     loc = tuple(str(part) for part in first["loc"])
-    where, key = _where(loc, layers), ".".join(loc)
+    where, found = _where(loc, layers)
+    whole = first["type"] in ("extra_forbidden", "missing")  # else pydantic's words for a kind may stand behind the key
+    key = short(".".join(loc if whole else found or loc))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"Unknown {what} '{key}' in {where}; known here: {', '.join(sorted(_siblings(loc, model)))}."
@@ -152,20 +171,33 @@ def explain(
             f" in {where}{', ' + key if key else ''}" if key or model is not Settings else ""
         )  # else it names sections
         return f"Impossible combination{place}: {message}."
-    return f"{what.capitalize()} '{key}' in {where} is {first['input']!r}: {message[0].lower()}{message[1:]}."
+    value = short(repr(first["input"]))
+    return f"{what.capitalize()} '{key}' in {where} is {value}: {message[0].lower()}{message[1:]}."
 
 
-def _where(loc: tuple[str, ...], layers: list[Layer]) -> str:
-    """The last layer that holds the key, else the first."""
-    return next((name for name, layer in reversed(layers) if loc and _has(layer, loc)), layers[0][0])
+def _where(loc: tuple[str, ...], layers: list[Layer]) -> tuple[str, tuple[str, ...]]:
+    """The last of the layers that hold most of the key, else the first, and how much of the key that is."""
+    held = [(_held(layer, loc), name) for name, layer in layers]
+    most = max(len(found) for found, _ in held)
+    name = next(name for found, name in reversed(held) if len(found) == most) if most else layers[0][0]
+    return name, loc[:most]
 
 
-def _has(layer: Any, loc: tuple[str, ...]) -> bool:
+def _held(layer: Any, loc: Iterable[str]) -> tuple[str, ...]:
+    """The part of a key, from its beginning, that a layer holds."""
+    found: list[str] = []
     for part in loc:
-        if not isinstance(layer, dict) or part not in layer:
-            return False
+        if isinstance(layer, dict):
+            layer = {str(key): value for key, value in layer.items()}
+        elif isinstance(layer, list):
+            layer = {str(place): value for place, value in enumerate(layer)}
+        else:
+            break
+        if part not in layer:
+            break
         layer = layer[part]
-    return True
+        found.append(part)
+    return tuple(found)
 
 
 def _siblings(loc: tuple[str, ...], model: Any) -> list[str]:

@@ -86,6 +86,8 @@ def without(plan: Plan, failed: dict[str, str]) -> Plan:
 
 def joined(plan: Plan) -> Plan:
     """The plan's rows with their runs, shared ones once, and the table that reads them."""
+    if not plan.rows:
+        raise SaoError(f"No row of {plan.experiment} is for profile {plan.profile}; see `profiles` in its file.")
     if all(row.skipped for row in plan.rows):
         raise SaoError(str(plan.rows[0].skipped))
     kept = [row for row in plan.rows if not row.skipped]

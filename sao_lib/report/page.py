@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from sao_lib.errors import SaoError
+from sao_lib.errors import SaoError, visible
 from sao_lib.files import write_atomic
 from sao_lib.plan.experiment import experiments
 from sao_lib.report import paper, status
@@ -87,7 +87,7 @@ def _section(name: str, run: Run, checked: list[Any]) -> str:
 def _table(table: list[list[str]]) -> str:
     head, *body = table
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in row)}</tr>" for row in body)
     return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sao_lib.errors import visible
 from sao_lib.evaluate.instruments import read_by
 from sao_lib.files import write_atomic
 from sao_lib.hub import short
@@ -232,16 +233,22 @@ def tested(c: dict[str, Any]) -> str:
 
 def markdown(table: list[list[str]]) -> str:
     """A list of rows, header first, as a Markdown table."""
-    head, *body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
+    head, *body = [[_in_markdown(visible(cell)) for cell in row] for row in table]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell in one line that shows what is in it: no bar ends it, and no tag in it hides what follows."""
+    barred = re.sub(r"(\\*)\|", r"\1\1\\|", " ".join(cell.split()))
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", barred)
 
 
 def latex(table: list[list[str]]) -> str:
     """A list of rows, header first, as a LaTeX tabular (booktabs, T1); long texts stand in paragraphs that wrap."""
     import pandas as pd
 
-    head, *body = [[" ".join(cell.split()) for cell in row] for row in table]
+    head, *body = [[" ".join(visible(cell).split()) for cell in row] for row in table]
     frame = pd.DataFrame(body, columns=head)
     text = frame.to_latex(escape=True, index=False, column_format=_column_format(head, body))
     for sign, name in {"<": "less", ">": "greater", "|": "bar"}.items():  # pandas leaves them, and OT1 prints others
