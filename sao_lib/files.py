@@ -79,7 +79,7 @@ def read_rows(path: Path) -> list[Record]:
     Raises SaoError when the file is missing or a line before the last is damaged.
     """
     if not path.is_file():
-        raise SaoError(f"{path} is missing; delete its folder and run the same command again.")
+        raise SaoError(f"{path} is missing; move its folder elsewhere and run the same command again.")
     rows = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> list[Record]:
             if number == len(lines):
                 break
             raise SaoError(
-                f"{path}, line {number}, is not valid JSON; delete the file and run the same command again."
+                f"{path}, line {number}, is not valid JSON; move the file elsewhere and run the same command again."
             ) from None
     return rows
 

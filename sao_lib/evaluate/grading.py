@@ -18,7 +18,9 @@ def by_id(asked: Sequence[Record], answers: Sequence[Record], key: str, file: st
     found = {row[key]: row for row in answers}
     missing = next((row[key] for row in asked if row[key] not in found), None)
     if missing is not None:
-        raise SaoError(f"Question {missing} has no answer in {file}; delete that file and run the same command again.")
+        raise SaoError(
+            f"Question {missing} has no answer in {file}; move that file elsewhere and run the same command again."
+        )
     return found
 
 

@@ -106,7 +106,9 @@ class Histogram:
     def merge(self, other: "Histogram") -> None:
         """Take in another histogram; raises SaoError when its bins are not these."""
         if (self.low, self.high, self.bins) != (other.low, other.high, other.bins):
-            raise SaoError(f"{FILE} holds histograms with different bins; delete it and run the same command again.")
+            raise SaoError(
+                f"{FILE} holds histograms with different bins; move it elsewhere and run the same command again."
+            )
         self._add(other.counts, other.under, other.over)
 
     def _add(self, counts: Sequence[int], under: int, over: int) -> None:
