@@ -25,9 +25,10 @@ from sao_lib.launch.cards import REHEARSAL
 from sao_lib.machine import available_gib
 from sao_lib.method.feedback import SOURCES
 from sao_lib.plan import planning
-from sao_lib.plan.chain import Row, models_of
+from sao_lib.plan.chain import Row
 from sao_lib.plan.cost import API
 from sao_lib.plan.groups import on_a_card
+from sao_lib.plan.needs import models_of
 from sao_lib.progress import clock
 from sao_lib.settings import ROOT
 

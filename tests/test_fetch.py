@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from sao_lib import sources
 from sao_lib.engines import models
 from sao_lib.errors import SaoError
 from sao_lib.launch import fetch
 from sao_lib.plan import planning as plan
-from sao_lib.plan.chain import models_of
+from sao_lib.plan.needs import models_of
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(models, "resolve", noting())
     monkeypatch.setattr(models, "to_fetch_gib", lambda name: 0.0)
-    monkeypatch.setattr(sources, "fetch", noting())
+    monkeypatch.setattr(fetch, "sources", SimpleNamespace(fetch=noting()))  # planning reads the suite's own files
     monkeypatch.setattr(fetch, "_alpaca_eval", noting("alpaca_eval"))
     monkeypatch.setattr(fetch, "_leaderboard", lambda settings: found.append("lm-eval"))
     monkeypatch.setattr(fetch, "_cache", lambda: tmp_path)

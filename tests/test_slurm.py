@@ -27,7 +27,7 @@ from sao_lib.settings import NOTEBOOKS, ROOT, Stage
 
 SCRIPTS = ROOT / "tests" / "slurm"
 SMALLEST = ["synthesize.n=4", "synthesize.pairs=2", "synthesize.max_response_tokens=16", "judge.source=length",
-            "judge.audit_questions=1", "engine.kind=transformers"]  # fmt: skip  # which starts in a third of the time
+            "judge.audit_questions=1", "engine.kind=transformers"]  # fmt: skip  # which starts sooner than vLLM
 
 
 class Resources(dict):  # type: ignore[type-arg]

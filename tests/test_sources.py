@@ -16,8 +16,8 @@ from sao_lib.evaluate import alpaca_eval, arena_hard, mt_bench
 from sao_lib.method import synthesize, train
 from sao_lib.plan import layers
 from sao_lib.plan import planning as plan
-from sao_lib.plan.chain import models_of
 from sao_lib.plan.experiment import experiments
+from sao_lib.plan.needs import models_of
 from sao_lib.runs import Run
 from sao_lib.settings import Settings
 

@@ -14,7 +14,8 @@ from sao_lib import hub, sources
 from sao_lib.engines import models
 from sao_lib.errors import SaoError, in_one_line
 from sao_lib.plan import planning
-from sao_lib.plan.chain import Planned, models_of
+from sao_lib.plan.chain import Planned
+from sao_lib.plan.needs import models_of
 from sao_lib.settings import Leaderboard
 
 ALPACA_EVAL = ("df_gamed.csv", "instruction_difficulty.csv")  # what the official length term reads

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jupyter_core.utils import run_sync
+
 from sao_lib.settings import ROOT
 from sao_lib.writers import STARTED_BY
 
@@ -49,7 +51,6 @@ class Kernel:
 
     def _start(self) -> None:
         from jupyter_client.manager import AsyncKernelManager
-        from jupyter_core.utils import run_sync
 
         environment = {
             **os.environ,
@@ -62,8 +63,6 @@ class Kernel:
         run_sync(self._manager.start_kernel)(cwd=str(ROOT), env=environment)
 
     def _alive(self) -> bool:
-        from jupyter_core.utils import run_sync
-
         return bool(self._manager and run_sync(self._manager.is_alive)())
 
     def _do(self, code: str) -> None:
@@ -80,8 +79,6 @@ class Kernel:
         """End the process, its engine first, unless it is in the middle of a cell."""
         if not self._manager:
             return
-        from jupyter_core.utils import run_sync
-
         with contextlib.suppress(RuntimeError, TimeoutError):
             if not interrupted and self._alive():
                 self._do(CLOSE)

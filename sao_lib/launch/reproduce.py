@@ -10,7 +10,7 @@ from sao_lib.launch import cards
 from sao_lib.launch import cluster as clusters
 from sao_lib.launch.graph import jobs_at_once, run_graph
 from sao_lib.plan import cost, planning, summary
-from sao_lib.plan.chain import models_of
+from sao_lib.plan.needs import models_of
 from sao_lib.plan.planning import Plan
 from sao_lib.report.check import check
 from sao_lib.runs import OUTPUTS

@@ -17,8 +17,9 @@ from sao_lib.engines.journal import JOURNAL
 from sao_lib.errors import SaoError
 from sao_lib.files import digest, write_atomic
 from sao_lib.plan import layers, relations
-from sao_lib.plan.chain import Planned, Row, built, models_of, packages_of, spec_of
+from sao_lib.plan.chain import Planned, Row, built, spec_of
 from sao_lib.plan.experiment import Experiment, RowSpec, read
+from sao_lib.plan.needs import models_of, packages_of
 from sao_lib.runs import DECIDES_NOTHING, MANIFEST, identity, load, outdated
 from sao_lib.settings import Settings
 
