@@ -1,6 +1,7 @@
 """What people get wrong, one line a mistake: each is one sentence, before anything starts, and nothing is lost."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -348,6 +349,45 @@ def test_a_full_disk_keeps_whole_rows_and_the_old_file(tmp_path: Path) -> None:
     assert [row["n"] for row in files.resume_rows(rows, 2)] == [0, 1, 2, 3]
     assert whole.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "whole.txt"]
+
+
+SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from sao_lib import files
+from sao_lib.errors import SaoError
+
+rows, whole = Path(sys.argv[1], "rows.jsonl"), Path(sys.argv[1], "whole.txt")
+files.write_atomic(whole, "before")
+try:
+    for number in range(1000):
+        files.append_rows(rows, [{"n": 2 * number + k, "text": 700 * "x"} for k in (0, 1)])
+except SaoError as error:
+    print(error)
+try:
+    files.write_atomic(whole, 99_999 * "x")
+except SaoError as error:
+    print(error)
+subprocess.run(["mount", "-o", "remount,size=256k", sys.argv[1]], check=True)  # the user makes room
+kept = files.resume_rows(rows, 2)
+print([row["n"] for row in kept] == [*range(len(kept))], 50 < len(kept) < 90, whole.read_text())
+print(sorted(path.name for path in Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_a_disk_of_64_kilobytes_keeps_whole_rows_and_the_old_file(tmp_path: Path) -> None:
+    """A file system of the test's own, in a namespace that goes with it; then there is room, and rows go on."""
+    own = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system of its own")
+    mounted = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1"'
+    words = [*own, "sh", "-c", mounted, "sh", str(tmp_path), sys.executable, SMALL_DISK]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows, whole, kept, left = done.stdout.splitlines()
+    assert re.fullmatch(r"Cannot write .*rows\.jsonl: No space left on device.*", rows)
+    assert re.fullmatch(r"Cannot write .*whole\.txt: No space left on device.*", whole)
+    assert kept == "True True before"
+    assert left == "['rows.jsonl', 'whole.txt']"
 
 
 def test_a_disk_that_fills_in_a_run_is_said_even_without_room_for_the_reason(
