@@ -410,6 +410,9 @@ def test_snakemakes_reason_is_never_empty(tmp_path: Path) -> None:
     noted = "mkdir -p .snakemake/log; echo 'PermissionError: /nope' > .snakemake/log/a.log; exit 1"
     assert cluster.call(["sh", "-c", noted], tmp_path, show=False) == (1, "PermissionError: /nope")
     assert cluster.call(["sh", "-c", "echo why >&2; exit 1"], tmp_path, show=False) == (1, "why")
+    beneath = "printf 'Traceback (most recent call last):\\nOSError: 28\\n  from x import *' >&2; "
+    beneath += "echo 'Error: No room; kept.' >&2"
+    assert cluster.call(["sh", "-c", f"{beneath}; exit 1"], tmp_path, show=False) == (1, "No room; kept.")
 
 
 def test_without_a_home_there_is_one_under_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

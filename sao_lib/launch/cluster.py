@@ -11,6 +11,7 @@ jobs asked for the same run both do it.
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -34,6 +35,7 @@ DAY = 1440  # minutes: what many partitions give at most
 RETRIES = 2  # of a job that ended without a reason of its runs' own: by its time, its node, its memory
 TAIL = 500
 # What a scheduler's word asks for: SLURM's states, and the reasons of Kubernetes' pods and containers.
+SENTENCE = re.compile(r"(?<![A-Za-z])Error: (.+)")  # as a run's process says why it ended
 MORE = {"TIMEOUT": "minutes", "DeadlineExceeded": "minutes", "OUT_OF_MEMORY": "memory_gib", "OOMKilled": "memory_gib"}
 
 
@@ -169,7 +171,7 @@ def told(run: Planned, said: str) -> str:
 
 
 def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
-    """Run snakemake in `folder`; its exit status and the end of what it said. `show` prints that as it comes.
+    """Run snakemake in `folder`; its exit status and why, else the end of what it said. `show` prints that as it comes.
 
     What it starts here ends with this process; what a cluster does, snakemake takes back when it is interrupted.
     """
@@ -186,7 +188,12 @@ def call(command: list[str], folder: Path, show: bool) -> tuple[int, str]:
             if show:  # snakemake was interrupted too and takes its jobs back, while someone listens
                 print(process.stderr.read(), flush=True)
             raise
-    reason = said.strip() or _logged(folder, began) or f"it gave no reason, exit status {process.returncode}."
+    sentences = SENTENCE.findall(said)  # ours, behind what libraries wrote on their way down
+    reason = (
+        (sentences[-1] if sentences else said.strip())
+        or _logged(folder, began)
+        or f"it gave no reason, exit status {process.returncode}."
+    )
     return process.returncode, reason
 
 
