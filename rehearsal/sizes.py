@@ -12,7 +12,7 @@ from sao_lib.method.readings import BY_EMBEDDINGS
 from sao_lib.settings import Settings
 
 STEPS = 1  # of the optimiser: 128 pairs, two seconds each on a core
-SLOW, RANDOM = "LIMIT", "a random model"  # why most things are changed
+SLOW, RANDOM = "a CPU's time", "a random model"  # why most things are changed
 # Seconds on two free cores: of a walk and of its rows of pairs, of a count without rows and of its thousands. Guessed
 # from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages, not measured.
 WALK, A_ROW = 900.0, 0.4
@@ -76,7 +76,7 @@ def of_walk(settings: Settings, seconds: float, memory_gib: float) -> list[Chang
     rows = rows_of_walk(settings, seconds)
     wanted: dict[str, tuple[Any, str]] = {
         "machine.jobs": (1, "one run at a time, so that memory is one stage's"),
-        "synthesize.n": (rows, SLOW),
+        "synthesize.n": (rows, "LIMIT"),
         "synthesize.chunk": (min(s.chunk, math.ceil(rows / 3)), "as many chunks as the paper's rows would have, or 3"),
         "synthesize.filter": ("log", f"{RANDOM} writes no prompt without a fault"),
         "synthesize.max_prompt_tokens": (min(s.max_prompt_tokens, PROMPT), SLOW),

@@ -16,7 +16,7 @@ def in_chunks(
 ) -> list[Record]:
     """All rows of `file` in the run's folder, one per item: those of complete chunks as read, the rest by `make`."""
     path = run.folder / file
-    rows = resume_rows(path, chunk)
+    rows = resume_rows(path, chunk, len(items))
     progress = Progress(run.folder, Path(file).stem.replace("_", " "), len(items), len(rows))
     for start in range(len(rows), len(items), chunk):
         new = make(items[start : start + chunk])

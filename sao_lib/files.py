@@ -96,15 +96,17 @@ def read_rows(path: Path) -> list[Record]:
     return rows
 
 
-def resume_rows(path: Path, chunk: int) -> list[Record]:
+def resume_rows(path: Path, chunk: int, count: int | None = None) -> list[Record]:
     """Rows of the complete chunks already written; anything after them is cut from the file.
+
+    Where all `count` rows are there the last chunk is complete, however short.
 
     Keeping to whole chunks makes a resumed run batch, and so sample, exactly like an uninterrupted one.
     """
     if not path.is_file():
         return []
     rows = read_rows(path)
-    kept = rows[: len(rows) // chunk * chunk]
+    kept = rows if len(rows) == count else rows[: len(rows) // chunk * chunk]
     if len(kept) < len(rows) or not path.read_bytes().endswith(b"\n"):
         write_rows(path, kept)
     return kept

@@ -83,6 +83,7 @@ class StageNeed(Strict):
     memory_gib: float | None = Field(default=None, gt=0)
     minutes: int | None = Field(default=None, ge=1)
     cpus: int | None = Field(default=None, ge=1)
+    group: int | None = Field(default=None, ge=1)
 
 
 class Machine(Strict):

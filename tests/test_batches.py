@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from tiny_training import rows
 from sao_lib.errors import SaoError
 from sao_lib.method import batches
 from sao_lib.method.saving import check_saved
+from sao_lib.method.trainer import PreferenceTrainer
+from sao_lib.settings import Settings
 
 STEP = 128
 
@@ -36,6 +39,16 @@ def test_each_global_step_has_the_rows_that_it_had_sorted() -> None:
             assert set(step) == set(unsorted[start : start + STEP])
             assert [lengths[row] for row in step] == sorted((lengths[row] for row in step), reverse=True)
     assert order != list(batches.SortedInSteps(lengths, STEP, 7))
+
+
+def test_a_training_with_several_rows_at_once_takes_them_in_that_order(cpu: Settings) -> None:
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    data = Dataset.from_list([{c: row[c] for c in columns} for row in rows(20, 3)])
+    training = object.__new__(PreferenceTrainer)  # without a model, which it does not ask for its order
+    training.preference = cpu.train.model_copy(update={"micro_batch": 2, "processes": 2, "global_batch": 8})
+    training.args = SimpleNamespace(data_seed=42)  # type: ignore[assignment]
+    expected = batches.SortedInSteps(batches.lengths(data), 8, 42)
+    assert list(training._get_train_sampler(data)) == list(expected) != list(expected.random)
 
 
 def test_little_of_what_four_cards_compute_is_padding() -> None:

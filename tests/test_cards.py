@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sao_lib.errors import SaoError
@@ -32,7 +33,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
     """Puts a fake nvidia-smi into PATH, and a torch that finds as many cards as it is told beside it."""
 
     def put(
-        count: int, driver: str = "580.95.05", mib: int = 81920, cuda: str = "13.0", torch: int | None = None
+        count: int, driver: str = "580.95.05", mib: int | str = 81920, cuda: str = "13.0", torch: int | None = None
     ) -> None:
         fake = tmp_path / "bin" / "nvidia-smi"
         fake.parent.mkdir(exist_ok=True)
@@ -54,6 +55,11 @@ def test_a_machine_with_what_is_needed_lacks_nothing(smi: Smi) -> None:
     smi(4)
     assert cards.missing(machine(4, card_gib=75)) == []
     assert cards.missing(machine(0)) == []
+
+
+def test_a_card_without_memory_of_its_own_shares_the_machines(smi: Smi) -> None:
+    smi(1, mib="[N/A]")
+    assert cards.cards_here()[0].memory_gib == pytest.approx(psutil.virtual_memory().total / 2**30)
 
 
 @pytest.mark.parametrize(

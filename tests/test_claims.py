@@ -190,6 +190,13 @@ def test_the_status_table_is_made_from_the_reference_results_and_nothing_in_it_i
     assert block == status.summary(ours), "run `make status`"
 
 
+def test_profiles_with_cards_and_no_result_are_said_to_be_rehearsed_alone(tmp_path: Path) -> None:
+    (tmp_path / "gpu" / "table4").mkdir(parents=True)
+    (tmp_path / "gpu" / "table4" / "claims.json").write_text(json.dumps({"minutes": 1, "claims": []}))
+    page = status.page(status.reference(tmp_path))
+    assert "Profiles gpu-small, paper: rehearsed on CPU, never run on a GPU." in page
+
+
 def test_the_status_reads_our_verdicts_by_profile(tmp_path: Path) -> None:
     folder = tmp_path / "cpu" / "table4"
     folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The real local engines: vLLM against transformers on the same requests."""
 
+import json
 import logging
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import own_process
 import psutil
 import pytest
 import torch
@@ -15,7 +17,8 @@ import torch
 from rehearsal import families
 from sao_lib.engines import TOO_LONG, Conversation, Engine, give_back, open_engine, was_asked
 from sao_lib.engines.hf_engine import SeededSampler
-from sao_lib.engines.replicas import devices_of_copies
+from sao_lib.engines.models import resolve
+from sao_lib.engines.replicas import Replicas, devices_of_copies
 from sao_lib.engines.vllm_engine import options_of
 from sao_lib.errors import SaoError
 from sao_lib.launch.keeper import kept
@@ -150,33 +153,11 @@ def test_copies_of_an_engine_share_out_the_requests_and_agree_with_one(tmp_path:
 
 
 # As on GPUs: vLLM's engine in a process of its own, which a notebook's process must not wait for, nor leave behind.
-OWN_PROCESS = """
-import os, sys, time
-if __name__ == "__main__":
-    import psutil
-    from pathlib import Path
-    from sao_lib.engines import Conversation, open_engine
-    from sao_lib.settings import Engine
-    settings = Engine(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
-    from sao_lib.engines.models import resolve
-    from sao_lib.engines.replicas import Replicas
-    engine = Replicas(resolve(sys.argv[1]), settings, Path(sys.argv[2]) / "log", None)
-    request = Conversation(({"role": "user", "content": "Name three fruits."},))
-    engine.generate([request], 4, 0.0, [0]), engine.label_logprobs([request], (" A", " B"))
-    below = psutil.Process().children(recursive=True)
-    Path(sys.argv[2], "pids").write_text(" ".join(str(p.pid) for p in below if len(p.parents()) > 0))
-    assert any("EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline()) for p in below), below
-    if sys.argv[3] == "wait":
-        time.sleep(600)
-    engine.close()
-"""
-
-
 @pytest.mark.parametrize("killed", [False, True])
-def test_vllms_own_processes_end_with_what_opened_them(killed: bool, tmp_path: Path) -> None:
-    script = tmp_path / "own_process.py"
-    script.write_text(OWN_PROCESS)
-    words = [sys.executable, str(script), SMOL, str(tmp_path), "wait" if killed else "close"]
+def test_vllms_own_processes_give_what_transformers_gives_and_end_with_what_opened_them(
+    killed: bool, tmp_path: Path
+) -> None:
+    words = [sys.executable, own_process.__file__, SMOL, str(tmp_path), "wait" if killed else "close"]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": str(ROOT)}
     with kept(words, cwd=ROOT, env=environment) as process:
         while killed and not (tmp_path / "pids").exists() and process.poll() is None:
@@ -188,6 +169,29 @@ def test_vllms_own_processes_end_with_what_opened_them(killed: bool, tmp_path: P
     below = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(below) >= 2
     assert not any(psutil.pid_exists(pid) for pid in below)
+    found = json.loads((tmp_path / "values.json").read_text())
+    assert found["again"] == {key: found[key] for key in found["again"]}, "the same after its weights were read anew"
+    assert found["drawn"][0] == found["drawn"][1] != found["drawn"][2]
+    engine = open_engine(SMOL, own_process.SETTINGS.model_copy(update={"kind": "transformers"}), tmp_path / "log")
+    expected = own_process.values(engine)
+    engine.close()
+    assert found["texts"] == expected["texts"]
+    assert found["texts"][1][2] == TOO_LONG
+    for key in ("labels", "logps"):
+        assert found[key][0] == pytest.approx(expected[key][0], abs=2e-3)
+
+
+def test_copies_that_started_are_closed_where_another_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    closed = []
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Engine core initialization failed")
+
+    monkeypatch.setattr(Replicas, "_each", fail)
+    monkeypatch.setattr(Replicas, "close", lambda self: closed.append(len(self.pools)))
+    with pytest.raises(RuntimeError, match="initialization failed"):
+        Replicas(resolve(SMOL), VLLM.model_copy(update={"data_parallel": 2}), tmp_path / "log", None)
+    assert closed == [2]
 
 
 def test_copies_have_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,3 +172,19 @@ def test_a_reward_model_and_lm_eval_hold_one_card_of_four() -> None:
     assert {cluster.resources([run], machine("paper"))["gpu"] for run in one} == {1}
     judge = next(run for run in runs if run.spec["name"].startswith("self"))
     assert cluster.resources([judge], machine("paper"))["gpu"] == 4
+
+
+def test_a_run_that_needs_no_card_shares_no_group_with_one_that_holds_one() -> None:
+    made = [group for group in of_table("table6", "paper", None) if stage(group) == "judge"]
+    held = {
+        run.spec["name"]: cluster.resources(group, machine("paper")).get("gpu", 0) for group in made for run in group
+    }
+    assert held["random"] == held["length"] == 0
+    assert held["armorm-llama3-8b-v0.1"] == 1
+
+
+def test_the_papers_judge_starts_once_for_all_answers_that_wait_for_it() -> None:
+    sizes = [len(group) for group in of_table("table6", "paper", None) if stage(group) == "evaluate"]
+    assert sizes[0] == 1, "the untrained model's, by which the judge is chosen"
+    assert len(sizes) == 2
+    assert sizes[1] > machine("paper").group

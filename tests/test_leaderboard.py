@@ -203,3 +203,25 @@ def test_gemma_gets_one_bos(tiny: Path, tmp_path: Path) -> None:
     assert model.tok_encode("<bos> 5 6").count(0) == 1
     assert model._encode_pair("5 6", " 7") == ([0, 7, 8], [9])
     assert model.tok_batch_encode(["5 6"])[0].tolist() == [[0, 7, 8]]
+
+
+def test_a_batch_is_sized_by_the_longest_request_and_choices_before_it_leave_no_trace(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    def asked(*prompts: str) -> list[Instance]:
+        given = [(prompt, {"until": ["1"], "max_gen_toks": 4, "do_sample": False}) for prompt in prompts]
+        return [Instance("generate_until", {}, one, n) for n, one in enumerate(given)]
+
+    settings = SETTINGS.model_copy(update={"dtype": "float32", "batch_size": "auto"})
+    model = leaderboard.open_model(tiny, settings, tmp_path)
+    tried = []
+    call = type(model)._model_call
+    monkeypatch.setattr(
+        type(model), "_model_call", lambda self, ids, *a, **k: tried.append(ids.shape) or call(self, ids)
+    )
+    alone = model.generate_until(asked("5 6 7", "8"), disable_tqdm=True)
+    assert {length for _, length in tried} == {4 + 4}, "a begin token, three words and four to write"
+    model._loglikelihood_tokens([(("", ""), [*range(2, 22)], [7]), (("", ""), [*range(2, 22)], [8, 9])])
+    assert model.generate_until(asked("5 6 7", "8"), disable_tqdm=True) == alone

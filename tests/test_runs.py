@@ -40,6 +40,9 @@ def test_resume_keeps_whole_chunks_and_cuts_the_rest(tmp_path: Path) -> None:
     assert [r["n"] for r in resume_rows(path, 3)] == list(range(6))
     append_rows(path, [{"n": 6}])
     assert [r["n"] for r in read_rows(path)] == list(range(7))
+    assert len(resume_rows(path, 3, 7)) == len(read_rows(path)) == 7, "the last chunk is a short one"
+    assert len(resume_rows(path, 3, 8)) == 6
+    assert len(resume_rows(path, 500, 6)) == 6
 
 
 def test_no_manifest_no_result(make_run: Any, tmp_path: Path) -> None:

@@ -208,3 +208,10 @@ def test_an_apis_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert engine.generate([request], 8, 0.0, [0])[0].reason == TOO_LONG
     assert all(map(math.isnan, engine.label_logprobs([request], ("a", "b"))[0]))
     assert engine.journal.spent == 0
+
+
+def test_a_rating_of_what_could_not_be_asked_says_so(make_run: Callable[..., Run]) -> None:
+    rows = [{"id": str(n), "prompt": "a", "response": text} for n, text in enumerate(("fine", LONG))]
+    found = rating.rate(make_run(), NarrowEngine("{}"), "params/templates/rating.yaml", rows, "text", 7)
+    assert [row.get("reason") for row in found] == [None, TOO_LONG]
+    assert rating.summary(found)["clarity"]["failed"] == 2

@@ -38,7 +38,7 @@ class Replicas:
         self.settings, alone = settings, settings.model_copy(update={"data_parallel": 1})
         try:
             self._each(_start, [(os.getpid(), cards, folder, alone, log, chat_template) for cards in devices])
-        except SaoError:
+        except BaseException:  # the copies that did start would keep their cards
             self.close()
             raise
 

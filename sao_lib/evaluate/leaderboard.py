@@ -183,6 +183,9 @@ def _shared_prompt_class(run_folder: Path) -> type[Any]:
         gigabytes. HFLM counts positions from the end of the logits it gets, so its own scoring stays as it is.
         """
 
+        shared, cache = 0, None  # tokens of the prompt that a question's choices share, and what was computed of them
+        longest = 0  # tokens of the longest request to write, with all that may be written
+
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
             scores: list[tuple[float, bool]] = []
             progress = Progress(run_folder, "choices", len(requests))
@@ -194,6 +197,17 @@ def _shared_prompt_class(run_folder: Path) -> type[Any]:
                 scores += super()._loglikelihood_tokens(choices, disable_tqdm=True, override_bs=size)
                 progress.update(len(choices))
             return scores
+
+        def generate_until(self, requests: Any, *args: Any, **kwargs: Any) -> list[str]:
+            self.shared, self.cache = 0, None  # no choices here
+            room = [request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests]
+            prompts = [len(self.tok_encode(request.args[0])) for request in requests]
+            self.longest = max(map(sum, zip(prompts, room, strict=True)), default=0)
+            return super().generate_until(requests, *args, **kwargs)
+
+        def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+            """At the longest request; HFLM would try the model's whole window, of which a card holds few."""
+            return super()._detect_batch_size(requests or [(None, [0] * self.longest, [0])], pos)
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             with torch.no_grad():

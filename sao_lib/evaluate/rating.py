@@ -79,8 +79,14 @@ def rate(
     def in_text(part: Sequence[Record]) -> list[Record]:
         seeds = [seed_for(seed, str(row["id"])) for row in part]
         out = engine.generate([all_request(template, row) for row in part], MAX_TOKENS, 0.0, seeds)
-        texts = [c.text if c.finished else "" for c in out]  # one that was cut rates nothing
-        return [{"id": row["id"], **parse_ratings(text)} for row, text in zip(part, texts, strict=True)]
+        return [
+            {
+                "id": row["id"],
+                **parse_ratings(c.text if c.finished else ""),  # one that was cut rates nothing
+                **({"reason": c.reason} if c.reason else {}),
+            }
+            for row, c in zip(part, out, strict=True)
+        ]
 
     def in_logprobs(part: Sequence[Record]) -> list[Record]:
         read = engine.label_logprobs([metric_request(template, row, m) for row in part for m in METRICS], DIGITS)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from sao_lib.errors import SaoError
@@ -48,12 +49,20 @@ class Card:
 def cards_here() -> list[Card]:
     """Every card that the machine has and CUDA_VISIBLE_DEVICES, where it is set, does not hide."""
     lines = _smi("--query-gpu=index,name,memory.total,driver_version,uuid")
-    found = [Card(n, name, float(mib) / 1024, driver, uuid) for n, name, mib, driver, uuid in lines]
+    found = [Card(n, name, _gib(mib), driver, uuid) for n, name, mib, driver, uuid in lines]
     asked = os.environ.get(VISIBLE)
     if asked is None:
         return found
     named = [name.strip() for name in asked.split(",")]
     return [card for card in found if any(n == card.number or (n and card.uuid.startswith(n)) for n in named)]
+
+
+def _gib(mib: str) -> float:
+    """Of a card; one that shares the machine's memory has none of its own, and nvidia-smi says so in words."""
+    try:
+        return float(mib) / 1024
+    except ValueError:
+        return psutil.virtual_memory().total / 2**30
 
 
 def strangers() -> list[str]:

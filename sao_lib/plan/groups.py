@@ -33,14 +33,20 @@ def groups(runs: Sequence[Planned], machine: Machine, at_once: int | None = None
     number: dict[str, int] = {}  # folder -> its group
     for depth in sorted(of_depth):
         alike = of_depth[depth].values()
-        most = machine.group if at_once is None else min(machine.group, math.ceil(sum(map(len, alike)) / at_once))
+        share = math.inf if at_once is None else math.ceil(sum(map(len, alike)) / at_once)
         for members in alike:
+            most = int(min(_cap(members[0], machine), share))
             # Runs whose inputs come out of one group stay together, and need not wait for another's.
             members.sort(key=lambda run: max((number.get(i, -1) for i in run.inputs.values()), default=-1))
             for part in _parts(members, most):
                 number |= {run.folder: len(made) for run in part}
                 made.append(part)
     return made
+
+
+def _cap(run: Planned, machine: Machine) -> int:
+    need = machine.stages.get(run.spec["stage"])
+    return (need and need.group) or machine.group
 
 
 def _parts(members: Group, most: int) -> list[Group]:
@@ -65,11 +71,12 @@ def _opens(run: Planned, machine: Machine) -> Hashable:
         return (stage,)
     if stage == "train" and launched(p["train"], machine):
         return stage, run.folder  # has processes of its own
+    held = on_a_card(run)  # a run that needs no card must not hold another's
     if stage == "judge" and not p["engine"]:
-        return stage, None  # opens no engine
+        return stage, held, None  # opens no engine
     section: Mapping[str, Any] = p.get(stage) or {}
     engine = section.get("engine") or section.get("judge_engine") or p.get("engine")
-    return stage, model_of(run), digest(engine)
+    return stage, held, model_of(run), digest(engine)
 
 
 def model_of(run: Planned) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
+from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
 from sao_lib.plan.experiment import Experiment, experiments, read
 from sao_lib.report import paper_side
@@ -85,7 +86,14 @@ Made by `make status` from `outputs/reference/`.
 
 def page(ours: Mapping[str, Tables]) -> str:
     """docs/status.md."""
-    return INTRO + markdown(lines(ours)) + "\n"
+    return INTRO + _never_run(ours) + markdown(lines(ours)) + "\n"
+
+
+def _never_run(ours: Mapping[str, Tables]) -> str:
+    """A line on the profiles with cards of which there is no result; empty if there is none."""
+    cards = [profile for profile in ours if layers.validate(layers.profile_layers(profile)).machine.gpus]
+    never = [profile for profile in cards if not ours[profile]]
+    return f"Profiles {', '.join(never)}: rehearsed on CPU, never run on a GPU.\n\n" if never else ""
 
 
 def summary(ours: Mapping[str, Tables]) -> str:
