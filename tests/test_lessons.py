@@ -263,9 +263,40 @@ def test_cleaning_leaves_results_and_takes_out_this_machine(tmp_path: Path) -> N
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
-def test_the_numbers_name_every_notebook() -> None:
+def test_the_numbers_are_those_of_every_notebook_as_it_is() -> None:
+    assert lessons.NUMBERS.read_text() == lessons.numbers(), "run `make notebooks`"
     for name in lessons.names():
         assert f"[{name}](../notebooks/{name}.ipynb)" in lessons.NUMBERS.read_text()
+
+
+def test_the_first_notebook_shows_the_numbers_anew_after_any_other(
+    notebooks: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebooks()
+    nbformat.write(new_notebook(), tmp_path / f"{lessons.START}.ipynb")
+    done: list[str] = []
+    monkeypatch.setattr(lessons, "_write", lambda name: done.append(name) or 1.0)
+    monkeypatch.setattr(lessons, "NUMBERS", tmp_path / "numbers.md")
+    lessons.write(["06_logits_skew"])
+    assert done == ["06_logits_skew", lessons.START]
+
+
+def test_the_first_notebook_shows_minutes_of_today() -> None:
+    shown = "".join(
+        o["data"].get("text/markdown", "") for c in cells_of(lessons.START)[1] for o in c.outputs if "data" in o
+    )
+    for name in lessons.names():
+        minutes = re.search(rf"\[{name}\]\(\S*\) \| (\S+) \|", lessons.NUMBERS.read_text())
+        assert minutes
+        assert name == lessons.START or f"[{name}]({name}.ipynb) | {minutes.group(1)} |" in shown
+
+
+@pytest.mark.parametrize("name", ["05_ablate", "11_dose"])
+def test_a_lesson_runs_from_its_first_cell_to_its_last_traps_included(name: str, tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    lessons._execute(notebook, name, tmp_path)
+    assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
+    assert (tmp_path / "lesson" / name / MANIFEST).is_file()
 
 
 NEWS = "labconfig/page_config.json"

@@ -95,7 +95,7 @@ def served(folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("page", "mathematics", "pictures", "tables"),
     [
-        ("notebooks/06_logits_skew", True, False, False),
+        ("notebooks/06_logits_skew", True, True, True),
         ("exercises/02_judge", True, False, False),
         ("report/table6", False, True, True),
         ("docs/teaching", True, False, True),

@@ -49,12 +49,16 @@ def write(wanted: Sequence[str] = ()) -> None:
     unknown = sorted(set(wanted) - set(names()))
     if unknown:
         raise SaoError(f"There is no notebook '{unknown[0]}'; there are: {', '.join(names())}.")
-    to_do = sorted(wanted or stale(), key=lambda name: (name == START, name))  # it shows how long the others took
+    found = wanted or stale()
+    to_do = [name for name in names() if name in found and name != START]
+    if to_do or START in found:
+        to_do.append(START)  # it shows how long the others took
     for name in to_do:
         print(f"{name}: started", flush=True)
         seconds = _write(name)
         write_atomic(NUMBERS, numbers())
         print(f"{name}: done in {clock(seconds)}", flush=True)
+    write_atomic(NUMBERS, numbers())  # of words that changed where no code did
     print(f"{len(to_do)} notebook(s) executed; the others are of the code that stands there. Numbers: docs/lessons.md")
 
 
