@@ -22,10 +22,7 @@ READ = {  # of the runs that lessons of stages read, by stage; results are in th
     "synthesize": ("prompts.jsonl", "responses.jsonl"), "judge": ("verdicts.jsonl", "preferences.jsonl", "audit.jsonl"),
     "answer": ("answers.jsonl",), "evaluate": ("annotations.jsonl",),
 }  # fmt: skip
-TABLES_READ = {
-    "judge": ("audit.jsonl",),
-    "evaluate": ("annotations.jsonl",),
-}  # all that a table wants of its rows' runs
+TABLES_READ = {"judge": ("audit.jsonl",), "evaluate": ("annotations.jsonl",)}  # all that a table wants of rows' runs
 DOSE_READS = {**TABLES_READ, "judge": ("verdicts.jsonl", "audit.jsonl"), "answer": ("gold.jsonl",)}
 FIRST = {"prompts.jsonl": 42, "responses.jsonl": 36, "verdicts.jsonl": 36, "preferences.jsonl": 36,
          "answers.jsonl": 24, "annotations.jsonl": 24}  # fmt: skip  # rows; of other files all
@@ -41,9 +38,9 @@ class Lesson:
 
     def read(self, runs: Sequence[Planned], folders: set[str], files: Mapping[str, Sequence[str]]) -> None:
         """Want of those `runs` that lie in `folders` the `files` of their stage."""
-        self.reads |= {
-            run.folder: (run, set(files.get(run.spec["stage"], ()))) for run in runs if run.folder in folders
-        }
+        for run in runs:
+            if run.folder in folders:
+                self.reads.setdefault(run.folder, (run, set()))[1].update(files.get(run.spec["stage"], ()))
 
 
 def planned() -> dict[str, Lesson]:
@@ -83,18 +80,15 @@ def _of_table(plan: planning.Plan, files: Mapping[str, Sequence[str]]) -> Lesson
 
 def _add_what_is_behind(dose: Lesson, runs: Sequence[Planned]) -> None:
     """The answers behind the dose's evaluations, for their KL, and the untrained model's, for their texts."""
-    behind = {
-        folder
-        for run, _ in list(dose.reads.values())
-        if run.spec["stage"] == "evaluate"
-        for folder in run.inputs.values()
-    }
-    dose.read(runs, behind - set(dose.reads), DOSE_READS)
-    untrained = {
-        run.inputs["answers"]
-        for folder, (run, _) in dose.reads.items()
-        if folder in behind and run.spec["stage"] == "evaluate"
-    }
+
+    def inputs(folders: set[str]) -> set[str]:
+        return {
+            i for run in runs if run.folder in folders and run.spec["stage"] == "evaluate" for i in run.inputs.values()
+        }
+
+    behind = inputs(set(dose.reads))
+    untrained = inputs(behind)
+    dose.read(runs, behind | untrained, DOSE_READS)
     dose.read(runs, untrained, READ)
 
 
