@@ -14,7 +14,7 @@ from sao_lib.files import write_atomic
 from sao_lib.settings import NOTEBOOKS, PARAMS, ROOT
 from sao_lib.yaml_files import read_yaml
 
-LESSONS = {**NOTEBOOKS, "dose": "11_dose"}  # the dose is a table, so a run of the stage `ablate`
+LESSONS: dict[str, str] = {**NOTEBOOKS}  # lesson -> notebook
 DATA = ROOT / "notebooks" / "data"
 SPECS = DATA / "specs"  # <lesson>.json, as `launch.lessons` planned them
 ROWS = DATA / "runs"  # the finished runs that lessons read, in the place of outputs/

@@ -16,14 +16,13 @@ from sao_lib.plan.chain import Planned, Row
 from sao_lib.runs import MANIFEST
 from sao_lib.yaml_files import shown
 
-TABLE, STAGES, DOSE = "lesson", "lesson-stages", "dose"  # in params/experiments
+TABLE, STAGES = "lesson", "lesson-stages"  # in params/experiments
 SELF = ("synthesize", "judge", "train", "rating")  # the lessons of which are runs of the row `self`, else of `vanilla`
 READ = {  # of the runs that lessons of stages read, by stage; results are in the manifest
     "synthesize": ("prompts.jsonl", "responses.jsonl"), "judge": ("verdicts.jsonl", "preferences.jsonl", "audit.jsonl"),
     "answer": ("answers.jsonl",), "evaluate": ("annotations.jsonl",),
 }  # fmt: skip
 TABLES_READ = {"judge": ("audit.jsonl",), "evaluate": ("annotations.jsonl",)}  # all that a table wants of rows' runs
-DOSE_READS = {**TABLES_READ, "judge": ("verdicts.jsonl", "audit.jsonl"), "answer": ("gold.jsonl",)}
 FIRST = {"prompts.jsonl": 42, "responses.jsonl": 36, "verdicts.jsonl": 36, "preferences.jsonl": 36,
          "answers.jsonl": 24, "annotations.jsonl": 24}  # fmt: skip  # rows; of other files all
 KEPT = ("results", "git_commit", "seconds", "finished")  # of a manifest, beside spec and files
@@ -46,10 +45,10 @@ class Lesson:
 def planned() -> dict[str, Lesson]:
     """The lessons by name.
 
-    Those of stages have the small settings of `lesson-stages`, and read runs of the table `lesson`; those of the two
-    tables read the beginning of their rows' runs.
+    Those of stages have the small settings of `lesson-stages`, and read runs of the table `lesson`; that of the table
+    itself reads the beginning of its rows' runs.
     """
-    table, stages, dose = (planning.make("cpu", name) for name in (TABLE, STAGES, DOSE))
+    table, stages = (planning.make("cpu", name) for name in (TABLE, STAGES))
     of = {row.name: row for row in table.rows}
     sources = {
         "synthesize": of["self"].roles["synthesize"],
@@ -65,31 +64,10 @@ def planned() -> dict[str, Lesson]:
                 inputs = {role: sources[role].folder for role in run.inputs}
                 found[stage] = Lesson({**run.spec, "inputs": inputs})
                 found[stage].read(table.runs, set(inputs.values()), READ)
-    found["ablate"] = _of_table(table, TABLES_READ)
-    found[DOSE] = _of_table(dose, DOSE_READS)
-    _add_what_is_behind(found[DOSE], dose.runs)
+    spec = table.table.spec
+    found["ablate"] = Lesson({**spec, "params": {**spec["params"], "outdated": {}}})
+    found["ablate"].read(table.runs, set(table.table.inputs.values()), TABLES_READ)
     return found
-
-
-def _of_table(plan: planning.Plan, files: Mapping[str, Sequence[str]]) -> Lesson:
-    spec = plan.table.spec
-    made = Lesson({**spec, "params": {**spec["params"], "outdated": {}}})
-    made.read(plan.runs, set(plan.table.inputs.values()), files)
-    return made
-
-
-def _add_what_is_behind(dose: Lesson, runs: Sequence[Planned]) -> None:
-    """The answers behind the dose's evaluations, for their KL, and the untrained model's, for their texts."""
-
-    def inputs(folders: set[str]) -> set[str]:
-        return {
-            i for run in runs if run.folder in folders and run.spec["stage"] == "evaluate" for i in run.inputs.values()
-        }
-
-    behind = inputs(set(dose.reads))
-    untrained = inputs(behind)
-    dose.read(runs, behind | untrained, DOSE_READS)
-    dose.read(runs, untrained, READ)
 
 
 def _answered(row: Row) -> Planned:
@@ -109,9 +87,7 @@ def write(wanted: Sequence[str] = ()) -> None:
         raise SaoError(f"There is no lesson '{unknown[0]}'; there are: {', '.join(lesson.LESSONS.values())}.")
     runs = {folder: run for name in names for folder, (run, _) in lessons[name].reads.items()}
     if missing := [folder for folder, run in runs.items() if not run.done]:
-        raise SaoError(
-            f"{missing[0]} has not finished; `make reproduce-{TABLE} reproduce-{DOSE}` runs what lessons read."
-        )
+        raise SaoError(f"{missing[0]} has not finished; `make reproduce-{TABLE}` runs what lessons read.")
     if not wanted:
         shutil.rmtree(lesson.ROWS, ignore_errors=True)
     for name in names:
