@@ -53,13 +53,12 @@ def planned() -> dict[str, Lesson]:
     sources = {
         "synthesize": of["self"].roles["synthesize"],
         "judge": of["self"].roles["judge"],
-        "answers": _answered(of["self"]),
         "calibration": of["vanilla"].roles["evaluate"],
-        "audit": of["self"].roles["judge"],
+        "answers": _answered(of["vanilla"]),
     }
     found: dict[str, Lesson] = {}
     for row in stages.rows:
-        for stage, run in ((run.spec["stage"], run) for run in row.runs.values()):
+        for stage, run in {**row.roles, "answer": _answered(row)}.items():
             if (stage in SELF) == (row.name == "self"):
                 inputs = {role: sources[role].folder for role in run.inputs}
                 found[stage] = Lesson({**run.spec, "inputs": inputs})
