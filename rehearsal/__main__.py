@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--limit", default="30", help="minutes")
     top.add_argument("--rows", default="", help="names of rows; default: the two that open most")
     top.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000, 60000], help="rows that are counted")
-    top.add_argument("--patience", type=float, default=300, help="seconds without any movement that are a hang")
+    top.add_argument("--patience", type=float, default=300, help="seconds without movement that are a hang")
     top.add_argument("--only", choices=("walk", "count"), help="one of the two parts")
     top.add_argument("--outputs", type=Path, help="default: outputs/rehearsal/PROFILE-TABLE; begun anew")
     return top
@@ -194,7 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
         folder = (given.outputs or HERE / f"{given.profile}-{given.experiment}").absolute()
         for left in (part for name in PARTS for part in folder.glob(name)):
             shutil.rmtree(left)
-        this = Rehearsal(given.profile, given.experiment, limit, given.patience, folder, rows, plan)
+        share = sizes.free()
+        if (needed := sizes.takes(plan.base, given.sizes, given.only) / share / 60) > limit:
+            print(f"LIMIT={limit:.0f} is short: with what is free of this machine it takes about {needed:.0f} minutes.")
+        this = Rehearsal(given.profile, given.experiment, limit, given.patience / share, folder, rows, plan)
         this.prepare()
         if given.only != "count":
             this.walk(1.0 if given.only else 0.5)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,12 @@ class Change:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def takes(settings: Settings, asked: Sequence[int], only: str | None) -> float:
+    """Seconds on two free cores of a walk with the fewest rows and of the counts of `asked`, or of `only` one part."""
+    walk = WALK + A_ROW * rows_of_walk(settings, 0)
+    return walk * (only != "count") + sum(COUNT + A_THOUSAND * rows / 1000 for rows in asked) * (only != "walk")
 
 
 def free() -> float:

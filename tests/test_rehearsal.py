@@ -214,6 +214,14 @@ def test_time_decides_how_many_rows_there_are() -> None:
     assert sizes.counts_in([60000, 1000, 10000], 400) == ([1000, 10000], [60000])
 
 
+def test_what_it_takes_at_least_is_the_walk_with_the_fewest_rows_and_every_count() -> None:
+    paper = layers.validate(layers.profile_layers("paper"))
+    walk, count = (sizes.takes(paper, [1000, 60000], only) for only in ("walk", "count"))
+    assert sizes.takes(paper, [1000, 60000], None) == pytest.approx(walk + count)
+    assert sizes.counts_in([1000, 60000], count) == ([1000, 60000], [])
+    assert sizes.rows_of_walk(paper, walk) == sizes.rows_of_walk(paper, 0)
+
+
 def test_rows_are_named_or_those_that_open_most() -> None:
     paper = planning.make("paper", "table6")
     assert {row.name for row in chosen(paper, [])} == {"armorm", "self"}

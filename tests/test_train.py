@@ -13,7 +13,7 @@ from sao_lib.engines.chat import Chat
 from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.method import callbacks, train
-from sao_lib.progress import quiet
+from sao_lib.progress import LOG, quiet
 from sao_lib.runs import Run
 from sao_lib.settings import Policy, Settings, Train
 
@@ -123,9 +123,16 @@ def test_wandb_that_is_asked_for_and_missing_is_one_sentence(tmp_path: Path, mon
         callbacks.dashboards(tmp_path)
 
 
-def test_many_pairs_are_tokenised_by_several_processes_to_the_same() -> None:
+def test_many_pairs_are_tokenised_by_several_processes_to_the_same_and_say_how_far_they_are(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [pair(n, f"Answer {n} of some words.", "Another.", finished=n % 2 == 0) for n in range(7)]
-    assert train.tokenised(rows, POLICY, 2) == train.tokenised(rows, POLICY, 1) == train.tokenised(rows, POLICY)
+    run = make_run()
+    alone = train.tokenised(rows, POLICY, run)
+    assert not (tmp_path / LOG).exists()
+    monkeypatch.setattr(train, "PART", 3)
+    assert train.tokenised(rows, POLICY, run, 2) == alone == train.tokenised(rows, POLICY, run, 1)
+    assert "pairs tokenised 7/7" in (tmp_path / LOG).read_text()
 
 
 def test_the_launcher_does_not_read_the_users_own_configuration(

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -24,13 +25,13 @@ from sao_lib.engines.models import resolve
 from sao_lib.errors import SaoError
 from sao_lib.files import read_rows, write_rows
 from sao_lib.machine import cores, has_gpu
-from sao_lib.progress import quiet
+from sao_lib.progress import Progress, quiet
 from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, ROOT, Policy, Train
 from sao_lib.sources import load_rows, refused
 from sao_lib.writers import STARTED_BY, die_with_parent
 
-MANY = 2000  # pairs from which starting a process a core pays
+MANY, PART = 2000, 500  # pairs from which starting a process a core pays, and of what each does at a time
 TRAINER_LOG = "trainer.log"
 CHECKPOINTS = "checkpoints"
 ENDED = "held_out.json"  # what the trainer writes last, when the model is saved and was read back
@@ -78,7 +79,7 @@ def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Polic
     max_length, or with a completion shorter than min_completion tokens, is dropped and counted.
     """
     kept, dropped = [], {"too long": 0, "too short": 0}
-    for row in tokenised(rows, policy):
+    for row in tokenised(rows, policy, run):
         sides = (len(row["chosen_ids"]), len(row["rejected_ids"]))
         if len(row["prompt_ids"]) + max(sides) > settings.max_length:
             dropped["too long"] += 1
@@ -103,21 +104,36 @@ def prepare(run: Run, rows: list[dict[str, Any]], settings: Train, policy: Polic
     return {"train": len(train), "held_out": settings.held_out, "dropped": dropped}
 
 
-def tokenised(rows: list[dict[str, Any]], policy: Policy, processes: int | None = None) -> list[dict[str, Any]]:
+def tokenised(
+    rows: list[dict[str, Any]], policy: Policy, run: Run, processes: int | None = None
+) -> list[dict[str, Any]]:
     """Preference rows as {id, prompt_ids, chosen_ids, rejected_ids}, by `processes`; None: all cores for many rows.
 
-    A pair takes 4 ms: four minutes for 60,000 on one core, while four cards wait.
+    A pair takes 4 ms: four minutes for 60,000 on one core, while four cards wait. Many say in the run's log how far
+    they are.
     """
     processes = processes or (cores() if len(rows) > MANY else 1)
     if processes == 1:
         chat = Chat(resolve(policy.model), policy.chat_template)
         return [_tokens(row, policy, chat) for row in rows]
+    progress, found = Progress(run.folder, "pairs tokenised", len(rows)), []
+    parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
     context = get_context("spawn")  # a notebook's process has threads, and CUDA on GPUs
-    size = -(-len(rows) // processes)
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        found = pool.map(tokenised, parts, [policy] * len(parts), [1] * len(parts))
-        return [row for part in found for row in part]
+        for part in pool.map(partial(_part, policy), parts):
+            found += part
+            progress.update(len(part))
+    return found
+
+
+def _part(policy: Policy, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    chat = _chat(policy.model, policy.chat_template)
+    return [_tokens(row, policy, chat) for row in rows]
+
+
+@cache  # in a process that does many parts
+def _chat(model: str, chat_template: str | None) -> Chat:
+    return Chat(resolve(model), chat_template)
 
 
 def _tokens(row: dict[str, Any], policy: Policy, chat: Chat) -> dict[str, Any]:
