@@ -17,6 +17,7 @@ SLOW, RANDOM = "a CPU's time", "a random model"  # why most things are changed
 # from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages, not measured.
 WALK, A_ROW = 900.0, 0.4
 COUNT, A_THOUSAND = 120.0, 6.0
+LEAST = 0.25
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
 PROMPT, RESPONSE, SAMPLE = 48, 64, 16  # tokens
 
@@ -49,8 +50,11 @@ def takes(settings: Settings, asked: Sequence[int], only: str | None) -> float:
 
 
 def free() -> float:
-    """The part of the two cores behind the seconds above that is free here now, at most all."""
-    return min(1.0, cores() * idle_share() / 2)
+    """The part of the two cores behind the seconds above that is free here now: at most all, and no less than LEAST.
+
+    Beside others' work a process still gets its share of a core.
+    """
+    return min(1.0, max(LEAST, cores() * idle_share() / 2))
 
 
 def changed(settings: Settings, wanted: dict[str, tuple[Any, str]]) -> list[Change]:

@@ -222,6 +222,13 @@ def test_what_it_takes_at_least_is_the_walk_with_the_fewest_rows_and_every_count
     assert sizes.rows_of_walk(paper, walk) == sizes.rows_of_walk(paper, 0)
 
 
+def test_a_busy_machine_has_a_share_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "idle_share", lambda: 0.0)
+    assert sizes.free() == sizes.LEAST
+    monkeypatch.setattr(sizes, "idle_share", lambda: 1.0)
+    assert sizes.free() <= 1
+
+
 def test_rows_are_named_or_those_that_open_most() -> None:
     paper = planning.make("paper", "table6")
     assert {row.name for row in chosen(paper, [])} == {"armorm", "self"}
