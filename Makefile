@@ -4,7 +4,7 @@ SET ?=
 CLUSTER ?= local
 FRESH ?=
 ONLY ?=
-LIMIT ?= 30
+LIMIT ?= 90
 ROWS ?=
 # What a person types reaches recipes through the environment, as it was typed: neither make nor the shell reads it.
 override PROFILE := $(value PROFILE)
@@ -68,7 +68,7 @@ reproduce-%: $(STAMP)  ## Run what is missing of a table or figure, or of all; c
 fetch: $(EITHER)  ## Models and data of a PROFILE, or of its TABLE=table6 alone, before any card is held; resumes
 	@$(SAO) fetch --profile="$$PROFILE" -- "$${TABLE:-all}"
 
-rehearse: .venv/.installed  ## A GPU PROFILE's TABLE=table6 on this CPU, in LIMIT=30 minutes, ROWS="self armorm": hung, leaked, quadratic, or ready
+rehearse: .venv/.installed  ## A GPU PROFILE's TABLE=table6 on this CPU, in LIMIT=90 minutes, ROWS="self armorm": hung, leaked, quadratic, or ready
 	@$(python) -m rehearsal --profile="$$PROFILE" --limit="$$LIMIT" --rows="$$ROWS" -- "$${TABLE:-table6}"
 
 export: $(EITHER)  ## RUN=outputs/cpu/train/...: its model or preference set as a folder for a hub; uploads nothing

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rehearsal", description=__doc__)
     top.add_argument("experiment", help="a table or figure")
     top.add_argument("--profile", default="paper")
-    top.add_argument("--limit", default="30", help="minutes")
+    top.add_argument("--limit", default="90", help="minutes")
     top.add_argument("--rows", default="", help="names of rows; default: the two that open most")
     top.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000, 60000], help="rows that are counted")
     top.add_argument("--patience", type=float, default=300, help="seconds without movement that are a hang")

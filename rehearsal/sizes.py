@@ -13,10 +13,11 @@ from sao_lib.settings import Settings
 
 STEPS = 1  # of the optimiser: 128 pairs, two seconds each on a core
 SLOW, RANDOM = "a CPU's time", "a random model"  # why most things are changed
-# Seconds on two free cores: of a walk and of its rows of pairs, of a count without rows and of its thousands. Guessed
-# from one walk of `gpu` that had a third of them (2026-11-27) and from reviews of single stages, not measured.
-WALK, A_ROW = 900.0, 0.4
-COUNT, A_THOUSAND = 120.0, 6.0
+# Seconds on two free cores: of a walk and of its rows of pairs, of a count without rows and of its thousands. From the
+# rehearsals of 2026-11-28 (docs/reliability.md), which ran beside each other: by what was free of the cores, so rough.
+# A profile of one card walks in two thirds of the time.
+WALK, A_ROW = 1400.0, 0.45
+COUNT, A_THOUSAND = 190.0, 8.5
 LEAST = 0.25
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
 PROMPT, RESPONSE, SAMPLE = 48, 64, 16  # tokens
