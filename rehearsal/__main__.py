@@ -116,16 +116,14 @@ class Rehearsal:
                 f"out of time for a count of {' and '.join(f'{n:,}' for n in left_out)} rows; raise LIMIT"
             )
         counts: dict[int, Outcome] = {}
-        share = sizes.free()
         for rows in kept:
             extra = canned.start_up(self.folder / "ipython")
-            share = min(share, sizes.free())
             counts[rows] = self.do(f"count {rows}", [counted(self.rows)], sizes.of_count(self.plan.base, rows), extra)
             if counts[rows].code != 0:
                 break
         print("\nSeconds and peak memory of each stage with canned texts, kernel and imports included:\n")
         print(verdict.of_counts(counts), flush=True)
-        self.found += verdict.quadratic(counts, share)
+        self.found += verdict.quadratic(counts)
 
 
 def counted(rows: Sequence[Row]) -> Row:

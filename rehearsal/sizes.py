@@ -18,7 +18,7 @@ SLOW, RANDOM = "a CPU's time", "a random model"  # why most things are changed
 # A profile of one card walks in two thirds of the time.
 WALK, A_ROW = 1400.0, 0.45
 COUNT, A_THOUSAND = 190.0, 8.5
-LEAST = 0.25
+LEAST = 0.25  # of the two cores, beside others' work
 COPY_GIB = 2.5  # of a copy of vLLM with its own processes
 PROMPT, RESPONSE, SAMPLE = 48, 64, 16  # tokens
 

@@ -22,15 +22,12 @@ def is_quadratic(found: Grown, noise: float) -> bool:
     return found[most] - found[fewest] > FACTOR * steps * max(found[before] - found[fewest], noise)
 
 
-def quadratic(counts: Mapping[int, Outcome], free: float = 1.0) -> list[str]:
-    """A phrase for every stage whose seconds or memory grow faster than its rows.
-
-    `free`: the part of the cores that others left, at the least; the less of it, the less a clock says.
-    """
+def quadratic(counts: Mapping[int, Outcome]) -> list[str]:
+    """A phrase for every stage whose seconds or memory grow faster than its rows."""
     phrases = []
     for stage in stages(counts.values()):
         taken = {rows: outcome.stages[stage] for rows, outcome in counts.items() if stage in outcome.stages}
-        for what, noise, unit in (("seconds", NOISE_SECONDS / free, "s"), ("peak_gib", NOISE_GIB, "GiB")):
+        for what, noise, unit in (("seconds", NOISE_SECONDS, "s"), ("peak_gib", NOISE_GIB, "GiB")):
             found = {rows: float(getattr(of, what)) for rows, of in taken.items()}
             if is_quadratic(found, noise):
                 said = ", ".join(f"{found[rows]:.1f} {unit} at {rows:,}" for rows in sorted(found))
