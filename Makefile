@@ -105,8 +105,8 @@ lab: $(EITHER)  ## Open the notebooks in JupyterLab, on this machine only; Run A
 notebooks: .venv/.installed  ## Run a lesson of each notebook whose code has changed and write its outputs into it; ONLY="03_train" of these
 	@$(SAO) notebooks $$ONLY
 
-lesson-rows: .venv/.installed  ## Make notebooks/data anew, which lessons start from, of the runs of reproduce-lesson; seconds
-	@$(SAO) lesson-rows
+lesson-rows: .venv/.installed  ## Make notebooks/data anew, which lessons start from, of the runs of reproduce-lesson and -dose; seconds; ONLY too
+	@$(SAO) lesson-rows $$ONLY
 
 student: .venv/.course  ## Exercises without solutions or outputs, into build/student; seconds
 	@$(python) tools/exercises.py student

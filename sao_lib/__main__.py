@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
     lessons = commands.add_parser("notebooks", help="write outputs of a lesson run into notebooks whose code changed")
     lessons.add_argument("names", nargs="*", help="these, whatever changed")
-    commands.add_parser("lesson-rows", help="keep of finished runs what lessons start from")
+    kept = commands.add_parser("lesson-rows", help="keep of finished runs what lessons start from")
+    kept.add_argument("names", nargs="*", help="of these lessons alone")
     commands.add_parser("lab", help="open the notebooks in JupyterLab")
     commands.add_parser("unpack", help="convert the models that come in packages (used by make setup)")
     checkup = commands.add_parser("doctor", help="what this machine has and what each profile needs")
@@ -107,7 +108,7 @@ def _do(given: argparse.Namespace) -> int:
     elif given.command == "lesson-rows":
         from sao_lib.launch import lesson_rows
 
-        lesson_rows.write()
+        lesson_rows.write(given.names)
     elif given.command == "lab":
         from sao_lib.launch.lab import lab
 

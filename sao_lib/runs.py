@@ -61,17 +61,17 @@ class Run:
         self.params: dict[str, Any] = spec["params"]
 
     @classmethod
-    def open(cls, spec_file: str | Path, stage: str = "") -> "Run":
+    def open(cls, spec_file: str | Path, named: str = "") -> "Run":
         """The run whose spec.yaml (JSON inside) is `spec_file`, an absolute path or one from the repository's root.
 
         A finished run is read-only: it opens as a copy, which cells may change and which goes with the process.
-        Where `spec_file` is empty, the lesson of `stage`: a run in outputs/lesson/ on the rows of `notebooks/data`.
+        Where `spec_file` is empty, the lesson `named`: a run in outputs/lesson/ on the rows of `notebooks/data`.
         """
         writers.die_with_parent()
-        if not str(spec_file) and stage:
+        if not str(spec_file) and named:
             print("A lesson run: small, on rows that come with the suite; no table reads it.")
-            folder = lesson.folder_of(stage, OUTPUTS / "lesson", MANIFEST)
-            run = cls(lesson.spec_of(stage), folder, inputs_in=lesson.ROWS)
+            folder = lesson.folder_of(named, OUTPUTS / "lesson", MANIFEST)
+            run = cls(lesson.spec_of(named), folder, inputs_in=lesson.ROWS)
             run._begin()
             return run
         path = ROOT / spec_file

@@ -87,7 +87,7 @@ class StageNeed(Strict):
 
 
 class Machine(Strict):
-    """What one job of this profile uses; not part of a run's identity. Only clusters read minutes and cpus."""
+    """What one job of this profile uses; not part of a run's identity. Only clusters read minutes, cpus and stages."""
 
     gpus: int = Field(ge=0)
     memory_gib: float = Field(gt=0)

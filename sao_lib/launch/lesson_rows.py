@@ -3,7 +3,8 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sao_lib import lesson
@@ -15,24 +16,40 @@ from sao_lib.plan.chain import Planned, Row
 from sao_lib.runs import MANIFEST
 from sao_lib.yaml_files import shown
 
-TABLE, STAGES = "lesson", "lesson-stages"  # in params/experiments
+TABLE, STAGES, DOSE = "lesson", "lesson-stages", "dose"  # in params/experiments
 SELF = ("synthesize", "judge", "train", "rating")  # the lessons of which are runs of the row `self`, else of `vanilla`
-READ = {  # of the runs that lessons read, by stage; results are in the manifest
+READ = {  # of the runs that lessons of stages read, by stage; results are in the manifest
     "synthesize": ("prompts.jsonl", "responses.jsonl"), "judge": ("verdicts.jsonl", "preferences.jsonl", "audit.jsonl"),
     "answer": ("answers.jsonl",), "evaluate": ("annotations.jsonl",),
 }  # fmt: skip
+TABLES_READ = {"judge": ("audit.jsonl",), "evaluate": ("annotations.jsonl",)}  # all that a table wants of rows' runs
+DOSE_READS = {**TABLES_READ, "judge": ("verdicts.jsonl", "audit.jsonl"), "answer": ("gold.jsonl",)}
 FIRST = {"prompts.jsonl": 42, "responses.jsonl": 36, "verdicts.jsonl": 36, "preferences.jsonl": 36,
          "answers.jsonl": 24, "annotations.jsonl": 24}  # fmt: skip  # rows; of other files all
-TABLE_READS = ("audit.jsonl", "annotations.jsonl")  # all that a table wants of its rows' runs
 KEPT = ("results", "git_commit", "seconds", "finished")  # of a manifest, beside spec and files
 
 
-def planned() -> tuple[dict[str, dict[str, Any]], list[Planned]]:
-    """The lessons' specs by stage, and the finished runs that they read, each once.
+@dataclass
+class Lesson:
+    """A lesson: its spec, and by folder the finished runs that it reads, with the files that it wants of each."""
 
-    Settings are those of `lesson-stages`, so small; what a stage reads is another's run in the table `lesson`.
+    spec: dict[str, Any]
+    reads: dict[str, tuple[Planned, set[str]]] = field(default_factory=dict)
+
+    def read(self, runs: Sequence[Planned], folders: set[str], files: Mapping[str, Sequence[str]]) -> None:
+        """Want of those `runs` that lie in `folders` the `files` of their stage."""
+        for run in runs:
+            if run.folder in folders:
+                self.reads.setdefault(run.folder, (run, set()))[1].update(files.get(run.spec["stage"], ()))
+
+
+def planned() -> dict[str, Lesson]:
+    """The lessons by name.
+
+    Those of stages have the small settings of `lesson-stages`, and read runs of the table `lesson`; those of the two
+    tables read the beginning of their rows' runs.
     """
-    table, stages = (planning.make("cpu", name) for name in (TABLE, STAGES))
+    table, stages, dose = (planning.make("cpu", name) for name in (TABLE, STAGES, DOSE))
     of = {row.name: row for row in table.rows}
     sources = {
         "synthesize": of["self"].roles["synthesize"],
@@ -40,17 +57,38 @@ def planned() -> tuple[dict[str, dict[str, Any]], list[Planned]]:
         "calibration": of["vanilla"].roles["evaluate"],
         "answers": _answered(of["vanilla"]),
     }
-    specs = {}
+    found: dict[str, Lesson] = {}
     for row in stages.rows:
-        found = {**row.roles, "answer": _answered(row)}
-        for stage, run in found.items():
+        for stage, run in {**row.roles, "answer": _answered(row)}.items():
             if (stage in SELF) == (row.name == "self"):
                 inputs = {role: sources[role].folder for role in run.inputs}
-                specs[stage] = {**run.spec, "inputs": inputs}
-    spec = table.table.spec
-    specs["ablate"] = {**spec, "params": {**spec["params"], "outdated": {}}}
-    read = {folder for each in specs.values() for folder in each["inputs"].values()}
-    return specs, [run for run in table.runs if run.folder in read]
+                found[stage] = Lesson({**run.spec, "inputs": inputs})
+                found[stage].read(table.runs, set(inputs.values()), READ)
+    found["ablate"] = _of_table(table, TABLES_READ)
+    found[DOSE] = _of_table(dose, DOSE_READS)
+    _add_what_is_behind(found[DOSE], dose.runs)
+    return found
+
+
+def _of_table(plan: planning.Plan, files: Mapping[str, Sequence[str]]) -> Lesson:
+    spec = plan.table.spec
+    made = Lesson({**spec, "params": {**spec["params"], "outdated": {}}})
+    made.read(plan.runs, set(plan.table.inputs.values()), files)
+    return made
+
+
+def _add_what_is_behind(dose: Lesson, runs: Sequence[Planned]) -> None:
+    """The answers behind the dose's evaluations, for their KL, and the untrained model's, for their texts."""
+
+    def inputs(folders: set[str]) -> set[str]:
+        return {
+            i for run in runs if run.folder in folders and run.spec["stage"] == "evaluate" for i in run.inputs.values()
+        }
+
+    behind = inputs(set(dose.reads))
+    untrained = inputs(behind)
+    dose.read(runs, behind | untrained, DOSE_READS)
+    dose.read(runs, untrained, READ)
 
 
 def _answered(row: Row) -> Planned:
@@ -59,26 +97,36 @@ def _answered(row: Row) -> Planned:
     return row.runs[folder]
 
 
-def write() -> None:
-    """Write `notebooks/data` anew from finished runs; raises SaoError where one has not finished."""
-    specs, runs = planned()
-    if missing := [run.folder for run in runs if not run.done]:
-        raise SaoError(f"{missing[0]} has not finished; `make reproduce-{TABLE}` runs what lessons read.")
-    shutil.rmtree(lesson.ROWS, ignore_errors=True)
-    for stage, spec in specs.items():
-        write_atomic(lesson.SPECS / f"{stage}.json", json.dumps(spec, ensure_ascii=False) + "\n")
-    read_whole = {f for stage, spec in specs.items() if stage != "ablate" for f in spec["inputs"].values()}
-    for run in runs:
-        _keep(run, READ[run.spec["stage"]] if run.folder in read_whole else TABLE_READS)
+def write(wanted: Sequence[str] = ()) -> None:
+    """Write the rows of the `wanted` lessons, by default of all, anew from finished runs.
+
+    Raises SaoError for a name that is no lesson's, and where a run has not finished.
+    """
+    lessons = planned()
+    names = [name for name in lessons if not wanted or lesson.LESSONS[name] in wanted]
+    if unknown := sorted(set(wanted) - set(lesson.LESSONS.values())):
+        raise SaoError(f"There is no lesson '{unknown[0]}'; there are: {', '.join(lesson.LESSONS.values())}.")
+    runs = {folder: run for name in names for folder, (run, _) in lessons[name].reads.items()}
+    if missing := [folder for folder, run in runs.items() if not run.done]:
+        raise SaoError(
+            f"{missing[0]} has not finished; `make reproduce-{TABLE} reproduce-{DOSE}` runs what lessons read."
+        )
+    if not wanted:
+        shutil.rmtree(lesson.ROWS, ignore_errors=True)
+    for name in names:
+        spec = json.dumps(lessons[name].spec, ensure_ascii=False)
+        write_atomic(lesson.SPECS / f"{name}.json", spec + "\n")
+    for folder, run in runs.items():
+        _keep(run, set().union(*(each.reads[folder][1] for each in lessons.values() if folder in each.reads)))
     size = sum(path.stat().st_size for path in lesson.DATA.rglob("*") if path.is_file())
-    print(f"{len(runs)} runs kept in {shown(lesson.DATA)}/, {size // 1000} kB.")
+    print(f"{len(runs)} runs kept in {shown(lesson.DATA)}/, which has {size // 1000} kB.")
 
 
-def _keep(run: Planned, wanted: Sequence[str]) -> None:
+def _keep(run: Planned, wanted: set[str]) -> None:
     """The first rows of the files `wanted` of a finished run, and a manifest of them."""
     target = lesson.ROWS / run.folder
     made = json.loads((run.path / MANIFEST).read_text())
-    files = [name for name in wanted if (run.path / name).is_file()]
+    files = [name for name in sorted(wanted) if (run.path / name).is_file()]
     for name in files:
         write_rows(target / name, read_rows(run.path / name)[: FIRST.get(name)])
     if "annotations.jsonl" in files:

@@ -14,9 +14,10 @@ from typing import Any
 from sao_lib.errors import SaoError
 from sao_lib.files import write_atomic
 from sao_lib.launch.kernel import Kernel
+from sao_lib.lesson import LESSONS
 from sao_lib.progress import clock
 from sao_lib.provenance import cells_of
-from sao_lib.settings import NOTEBOOKS, ROOT
+from sao_lib.settings import ROOT
 
 FOLDER = ROOT / "notebooks"
 START = "00_start_here"
@@ -37,7 +38,7 @@ def stale() -> list[str]:
 
 def names() -> list[str]:
     """The notebooks in reading order."""
-    return sorted({START, *NOTEBOOKS.values()} & {path.stem for path in FOLDER.glob("*.ipynb")})
+    return sorted({START, *LESSONS.values()} & {path.stem for path in FOLDER.glob("*.ipynb")})
 
 
 def write(wanted: Sequence[str] = ()) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sao_lib.errors import SaoError
-from sao_lib.evaluate.alpaca_eval import mean_length
 from sao_lib.evaluate.instruments import read_by
 from sao_lib.evaluate.rating import METRICS
 from sao_lib.hub import short
@@ -81,7 +80,7 @@ def policy_name(row: TableRow) -> str:
 
 
 def _length(row: TableRow) -> float:
-    return mean_length(row.answers)
+    return float(row.run("evaluate").results["mean_length"])
 
 
 def _runs(row: TableRow) -> str:
