@@ -26,14 +26,20 @@ TABLES_READ = {"judge": ("audit.jsonl",), "evaluate": ("annotations.jsonl",)}  #
 DOSE_READS = {**TABLES_READ, "judge": ("verdicts.jsonl", "audit.jsonl"), "answer": ("gold.jsonl",)}
 FIRST = {"prompts.jsonl": 42, "responses.jsonl": 36, "verdicts.jsonl": 36, "preferences.jsonl": 36,
          "answers.jsonl": 24, "annotations.jsonl": 24}  # fmt: skip  # rows; of other files all
+UNREAD = {"annotations.jsonl": {"output_1", "generator_1", "generator_2"},
+          "verdicts.jsonl": {"shown", "swapped", "odds_shown", "odds_swapped"}}  # fmt: skip  # columns, by the dose
 KEPT = ("results", "git_commit", "seconds", "finished")  # of a manifest, beside spec and files
 
 
 @dataclass
 class Lesson:
-    """A lesson: its spec, and by folder the finished runs that it reads, with the files that it wants of each."""
+    """A lesson: its spec, and by folder the finished runs that it reads, with the files that it wants of each.
+
+    `whole`: it reads every row, without the columns UNREAD, and else the FIRST.
+    """
 
     spec: dict[str, Any]
+    whole: bool = False
     reads: dict[str, tuple[Planned, set[str]]] = field(default_factory=dict)
 
     def read(self, runs: Sequence[Planned], folders: set[str], files: Mapping[str, Sequence[str]]) -> None:
@@ -47,7 +53,7 @@ def planned() -> dict[str, Lesson]:
     """The lessons by name.
 
     Those of stages have the small settings of `lesson-stages`, and read runs of the table `lesson`; those of the two
-    tables read the beginning of their rows' runs.
+    tables read their rows' runs: the beginnings, or for the dose all, so that it is the table itself.
     """
     table, stages, dose = (planning.make("cpu", name) for name in (TABLE, STAGES, DOSE))
     of = {row.name: row for row in table.rows}
@@ -65,14 +71,14 @@ def planned() -> dict[str, Lesson]:
                 found[stage] = Lesson({**run.spec, "inputs": inputs})
                 found[stage].read(table.runs, set(inputs.values()), READ)
     found["ablate"] = _of_table(table, TABLES_READ)
-    found[DOSE] = _of_table(dose, DOSE_READS)
+    found[DOSE] = _of_table(dose, DOSE_READS, whole=True)
     _add_what_is_behind(found[DOSE], dose.runs)
     return found
 
 
-def _of_table(plan: planning.Plan, files: Mapping[str, Sequence[str]]) -> Lesson:
+def _of_table(plan: planning.Plan, files: Mapping[str, Sequence[str]], whole: bool = False) -> Lesson:
     spec = plan.table.spec
-    made = Lesson({**spec, "params": {**spec["params"], "outdated": {}}})
+    made = Lesson({**spec, "params": {**spec["params"], "outdated": {}}}, whole)
     made.read(plan.runs, set(plan.table.inputs.values()), files)
     return made
 
@@ -117,19 +123,22 @@ def write(wanted: Sequence[str] = ()) -> None:
         spec = json.dumps(lessons[name].spec, ensure_ascii=False)
         write_atomic(lesson.SPECS / f"{name}.json", spec + "\n")
     for folder, run in runs.items():
-        _keep(run, set().union(*(each.reads[folder][1] for each in lessons.values() if folder in each.reads)))
+        readers = [each for each in lessons.values() if folder in each.reads]
+        _keep(run, set().union(*(each.reads[folder][1] for each in readers)), any(each.whole for each in readers))
     size = sum(path.stat().st_size for path in lesson.DATA.rglob("*") if path.is_file())
     print(f"{len(runs)} runs kept in {shown(lesson.DATA)}/, which has {size // 1000} kB.")
 
 
-def _keep(run: Planned, wanted: set[str]) -> None:
-    """The first rows of the files `wanted` of a finished run, and a manifest of them."""
+def _keep(run: Planned, wanted: set[str], whole: bool) -> None:
+    """The first rows of the files `wanted` of a finished run, or all as Lesson.whole says, and a manifest of them."""
     target = lesson.ROWS / run.folder
     made = json.loads((run.path / MANIFEST).read_text())
     files = [name for name in sorted(wanted) if (run.path / name).is_file()]
     for name in files:
-        write_rows(target / name, read_rows(run.path / name)[: FIRST.get(name)])
-    if "annotations.jsonl" in files:
+        rows = read_rows(run.path / name)
+        without = [{k: v for k, v in row.items() if k not in UNREAD.get(name, ())} for row in rows]
+        write_rows(target / name, without if whole else rows[: FIRST.get(name)])
+    if "annotations.jsonl" in files and not whole:
         made = _rescored(made, read_rows(target / "annotations.jsonl"))
     manifest = {"spec": made["spec"], **{key: made[key] for key in KEPT},
                 "files": {name: (target / name).stat().st_size for name in files},

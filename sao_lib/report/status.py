@@ -1,7 +1,7 @@
 """The status of the paper's claims: what it prints, what that says, and what our runs say by profile. Nothing is typed.
 
-The whole table is docs/status.md; the README has its counts between two markers. Both are made by `make status` from
-claims.json of the finished tables in outputs/reference.
+The whole table is docs/status.md; the README has its counts, and what a finished table of our own measured, between
+markers. All are made by `make status` from claims.json of the finished tables in outputs/reference.
 """
 
 import json
@@ -16,7 +16,7 @@ from sao_lib.plan import layers
 from sao_lib.plan.claim import Claim
 from sao_lib.plan.experiment import Experiment, experiments, read
 from sao_lib.report import paper_side
-from sao_lib.report.claims import NOT_RUN
+from sao_lib.report.claims import NOT_RUN, controls
 from sao_lib.report.paper_side import SUPPORTED, UNDECIDED
 from sao_lib.report.rows import printed_rows
 from sao_lib.report.table import markdown
@@ -25,13 +25,14 @@ from sao_lib.settings import PARAMS, ROOT
 REFERENCE = ROOT / "outputs" / "reference"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "status.md"
 BEGIN, END = "<!-- status -->", "<!-- end status -->"
+OURS, OURS_END = "<!-- ours -->", "<!-- end ours -->"
 Tables = Mapping[str, Mapping[str, Any]]  # experiment -> what its claims.json holds
 
 
 def reference(folder: Path = REFERENCE) -> dict[str, Tables]:
     """What finished tables in the reference results say, {profile: {experiment: claims.json}}."""
     profiles = sorted(path.stem for path in (PARAMS / "profiles").glob("*.yaml"))
-    tables = {p: {name: _read(folder / p / name) for name in experiments()} for p in profiles}
+    tables = {p: {name: _read(folder / p / name) for name in experiments(ours=True)} for p in profiles}
     return {p: {name: found for name, found in own.items() if found} for p, own in tables.items()}
 
 
@@ -103,18 +104,37 @@ def summary(ours: Mapping[str, Tables]) -> str:
     out = [f"{len(claims)} claims of the paper; its numbers support {own[SUPPORTED]}, {own[UNDECIDED]} are undecided."]
     for profile, tables in ours.items():
         found = Counter(_verdict(tables.get(n), c.text).partition(" here:")[0] for n, _, c, _ in claims)
-        if tables:
+        if set(tables) & set(experiments()):
             out.append(f"Ours, {profile}: {', '.join(f'{count} {verdict}' for verdict, count in found.most_common())}.")
     return " ".join([*out, "[Every claim](docs/status.md)."])
 
 
+def own(ours: Mapping[str, Tables]) -> str:
+    """The README's block on the tables that are ours and not the paper's: figure, controls and what was measured.
+
+    Of each the profile that comes last; empty where none has finished.
+    """
+    found = {name: (profile, table) for profile, tables in ours.items() for name, table in tables.items()
+             if read(name).ours and table.get("says")}  # fmt: skip
+    return "\n\n".join(_own(name, *of) for name, of in found.items())
+
+
+def _own(name: str, profile: str, table: Mapping[str, Any]) -> str:
+    figure = REFERENCE.relative_to(ROOT) / profile / name / f"{name}.png"
+    said = [controls(table["claims"]), *table["says"]]
+    command = f"`make reproduce-{name}`" if profile == "cpu" else f"`make reproduce-{name} PROFILE={profile}`"
+    return f"![{read(name).title}]({figure})\n\n{command}: {' '.join(line for line in said if line)}"
+
+
 def write() -> Path:
-    """Write docs/status.md and the README's block; SaoError if the README lacks its markers."""
+    """Write docs/status.md and the README's blocks; SaoError if the README lacks its markers."""
     ours = reference()
     readme = README.read_text(encoding="utf-8")
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise SaoError(f"README.md needs the lines {BEGIN} and {END} once each, where the status goes.")
-    before, rest = readme.split(BEGIN)
+    for begin, end, block in ((BEGIN, END, summary(ours)), (OURS, OURS_END, own(ours))):
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise SaoError(f"README.md needs the lines {begin} and {end} once each, where the status goes.")
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}"
     write_atomic(PAGE, page(ours))
-    write_atomic(README, f"{before}{BEGIN}\n{summary(ours)}\n{END}{rest.split(END)[1]}")
+    write_atomic(README, readme)
     return PAGE

@@ -13,6 +13,7 @@ from sao_lib.files import write_atomic
 from sao_lib.hub import short
 from sao_lib.method.feedback import Gold
 from sao_lib.method.rewards import RELEVANCE_MODEL
+from sao_lib.plan.experiment import Experiment
 from sao_lib.report import claims as tests
 from sao_lib.report import paper_side, texts
 from sao_lib.report.columns import column, text_of, value_of
@@ -49,7 +50,7 @@ def caption(run: Run, rows: TableRows) -> str:
     experiment, profile = experiment_of(run), run.spec["profile"]
     lines = [f"Profile {profile}: policy {run.params['policy']}. {_data(rows)}".strip()]
     lines += _judges(rows) + _graders(rows) + _the_same(rows)
-    lines += KINDS[experiment.figure.kind].says(rows) if experiment.figure else []
+    lines += _measured(experiment, rows)
     differs = sentences(experiment.printed_in or run.params["experiment"], profile)
     lines += differs
     if experiment.paper_setting and not differs:
@@ -64,6 +65,11 @@ def caption(run: Run, rows: TableRows) -> str:
     lines += _outdated(run)
     lines.append(f"Command: `{run.params['command']}`.")
     return "\n".join(line for line in lines if line)
+
+
+def _measured(experiment: Experiment, rows: TableRows) -> list[str]:
+    """What the figure shows, in sentences with their numbers."""
+    return KINDS[experiment.figure.kind].says(rows) if experiment.figure else []
 
 
 def _outdated(run: Run) -> list[str]:
@@ -283,6 +289,10 @@ def write_tables(run: Run, rows: TableRows, checked: Sequence[dict[str, Any]]) -
         writer.writerows([row.name, *(value_of(c, row) for c in names)] for row in rows.values())
     write_atomic(run.folder / f"{name}.csv", buffer.getvalue())
     write_atomic(run.folder / f"{name}.tex", latex(table))
-    minutes = round(seconds_behind(run.spec["inputs"].values(), run.inputs_in) / 60, 1)
-    found = {"command": run.params["command"], "minutes": minutes, "claims": list(checked)}
+    found = {
+        "command": run.params["command"],
+        "minutes": round(seconds_behind(run.spec["inputs"].values(), run.inputs_in) / 60, 1),
+        "says": _measured(experiment, rows),
+        "claims": list(checked),
+    }
     write_atomic(run.folder / "claims.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
