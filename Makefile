@@ -77,7 +77,7 @@ export: $(EITHER)  ## RUN=outputs/cpu/train/...: its model or preference set as 
 report: $(EITHER)  ## One HTML page with every finished table and figure, ours beside the paper's; seconds
 	@$(SAO) report --profile="$$PROFILE"
 
-status: $(EITHER)  ## Write docs/status.md and the README's count of claims from outputs/reference; seconds
+status: $(EITHER)  ## Write docs/status.md and the README's blocks from outputs/reference; seconds
 	@$(SAO) status
 
 plan-%: $(EITHER)  ## Show the runs of a table without starting one; seconds on every profile

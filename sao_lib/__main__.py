@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path)
     page = commands.add_parser("report", help="one HTML page with every finished table and figure")
     page.add_argument("--profile", default="cpu")
-    commands.add_parser("status", help="write docs/status.md and the README's count of claims from outputs/reference")
+    commands.add_parser("status", help="write docs/status.md and the README's blocks from outputs/reference")
     lessons = commands.add_parser("notebooks", help="write outputs of a lesson run into notebooks whose code changed")
     lessons.add_argument("names", nargs="*", help="these, whatever changed")
     kept = commands.add_parser("lesson-rows", help="keep of finished runs what lessons start from")
