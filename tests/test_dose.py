@@ -149,6 +149,15 @@ def test_the_caption_states_slope_interval_both_measures_and_the_gain_at_equal_l
     assert second.startswith("By the second reading gold labels win ")
 
 
+def test_where_only_one_dose_has_answers_of_like_length_the_caption_says_why_there_is_no_line(world: Any) -> None:
+    shorter = [(30, -30), (34, -30), (26, -30)]
+    judge, _ = dose.sentences(world({**ARMS, "half": (gold(0.5), 0.5, shorter), "flipped": (gold(1), 0.0, shorter)}))
+    assert judge.endswith(
+        "], and there is no line, because too few answers are longer, or too few shorter: half; flipped."
+    )
+    assert "+" in judge.split("; at equal length")[0], "before that there is one"
+
+
 def test_with_one_run_a_row_nothing_has_an_interval_of_its_own(world: Any) -> None:
     rows = world({name: (judge, share, runs[:1]) for name, (judge, share, runs) in ARMS.items()})
     said = dose.sentences(rows)[0]

@@ -171,10 +171,16 @@ def _sentence(measure: str, who: str, arms: Sequence[Placed], matched: Sequence[
         wins = "gold labels have no such number, because lengths do not overlap"
         if own:
             wins = f"gold labels win {sum(own.means) / own.count:.1f}%{_interval(against(own, 0))}"
-        drawn = line(some, measure)
-        rise = f" and ten points of agreement with gold are worth {_points(drawn.slope())}" if drawn else ""
-        parts.append(f"{what or ' '}{wins}{rise}")
+        parts.append(f"{what or ' '}{wins}{_rise(line(some, measure), arms, some)}")
     return "".join(parts) + "."
+
+
+def _rise(drawn: Line | None, arms: Sequence[Placed], some: Sequence[Placed]) -> str:
+    """What ten points of agreement are worth; where `some` of the rows are left at one dose, why that is not known."""
+    without = [arm.row.label for arm in arms if arm.dosed and arm.row.name not in {each.row.name for each in some}]
+    if without and (drawn is None or drawn.slope().se is None):
+        return f", and there is no line, because too few answers are longer, or too few shorter: {'; '.join(without)}"
+    return f" and ten points of agreement with gold are worth {_points(drawn.slope())}" if drawn else ""
 
 
 def _interval(found: Estimate, scale: float = 1.0) -> str:

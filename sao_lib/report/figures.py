@@ -195,6 +195,7 @@ def dose_and_gain(rows: TableRows, asked: Figure) -> Any:
         axes.set(xlabel=label, ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100))
         axes.tick_params(labelleft=True)
     panels[0].set_xlim(-3, 103)
+    panels[1].locator_params(axis="x", nbins=6)
     picture.legend(loc="outside upper center", ncol=4, frameon=False, fontsize=9)
     return picture
 
