@@ -194,7 +194,7 @@ def test_the_status_table_is_made_from_the_reference_results_and_nothing_in_it_i
 
 def test_a_table_of_our_own_says_in_the_readme_what_it_measured_and_that_a_control_failed(tmp_path: Path) -> None:
     assert status.own(status.reference(tmp_path)) == ""
-    for profile, says in (("cpu", "Less."), ("cpu-long", "Gold labels win 70%.")):
+    for profile, says in (("cpu", "Less."), ("cpu-long", "Gold labels win 70%; at equal length 60%.")):
         (tmp_path / profile / "dose").mkdir(parents=True)
         failed = {"sentence": "Labels teach.", "control": "positive", "verdict": "undecided", "otherwise": "So be it."}
         found = {"claims": [failed], "minutes": 1, "says": [says]}
@@ -202,7 +202,7 @@ def test_a_table_of_our_own_says_in_the_readme_what_it_measured_and_that_a_contr
     said = status.own(status.reference(tmp_path))
     assert said.startswith("![What is gained against how right the labels are](outputs/reference/cpu-long/dose/")
     assert "`make reproduce-dose PROFILE=cpu-long`: **A control failed" in said
-    assert said.endswith("So be it. Gold labels win 70%.")
+    assert said.endswith("So be it. Gold labels win 70%. [All of it](outputs/reference/cpu-long/dose/dose.md).")
 
 
 def test_profiles_with_cards_and_no_result_are_said_to_be_rehearsed_alone(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ DOSE_READS = {**TABLES_READ, "judge": ("verdicts.jsonl", "audit.jsonl"), "answer
 FIRST = {"prompts.jsonl": 42, "responses.jsonl": 36, "verdicts.jsonl": 36, "preferences.jsonl": 36,
          "answers.jsonl": 24, "annotations.jsonl": 24}  # fmt: skip  # rows; of other files all
 UNREAD = {"annotations.jsonl": {"output_1", "generator_1", "generator_2"},
-          "verdicts.jsonl": {"shown", "swapped", "odds_shown", "odds_swapped"}}  # fmt: skip  # columns, by the dose
+          "verdicts.jsonl": {"shown", "swapped", "odds_shown", "odds_swapped", "margin"},
+          "audit.jsonl": {"shown", "swapped"}, "gold.jsonl": {"good", "bad"}}  # fmt: skip  # columns, by the dose
 KEPT = ("results", "git_commit", "seconds", "finished")  # of a manifest, beside spec and files
 
 

@@ -121,9 +121,10 @@ def own(ours: Mapping[str, Tables]) -> str:
 
 def _own(name: str, profile: str, table: Mapping[str, Any]) -> str:
     figure = REFERENCE.relative_to(ROOT) / profile / name / f"{name}.png"
-    said = [controls(table["claims"]), *table["says"]]
-    command = f"`make reproduce-{name}`" if profile == "cpu" else f"`make reproduce-{name} PROFILE={profile}`"
-    return f"![{read(name).title}]({figure})\n\n{command}: {' '.join(line for line in said if line)}"
+    first = [sentence.partition(";")[0].rstrip(".") + "." for sentence in table["says"]]
+    said = " ".join(line for line in (controls(table["claims"]), *first) if line)
+    command = f"make reproduce-{name}" if profile == "cpu" else f"make reproduce-{name} PROFILE={profile}"
+    return f"![{read(name).title}]({figure})\n\n`{command}`: {said} [All of it]({figure.with_suffix('.md')})."
 
 
 def write() -> Path:
