@@ -60,7 +60,7 @@ def fake_results(run: Planned) -> dict[str, Any]:
         "judge": {"source": "the policy", "kept": N, "shorter": 0.5, "audit": audit},
         "train": {"pairs": {"train": 6, "held_out": 2}, "held_out_margins": [1.0, -1.0]},
         "answer": {"gold": gold, "kl": {"kl": 0.1, "se": 0.01, "n": 32}},
-        "evaluate": {"scores": scores, "judge": judge, "calibration": calibration},
+        "evaluate": {"scores": scores, "judge": judge, "calibration": calibration, "mean_length": 8.0},
         "chat_benchmarks": {"reading": "logprob", "mt_bench_grader": grader,
                             "mt_bench": {"score": 4.5, "se": 0.1, "turn1": 4.6, "turn2": 4.4, "n": 48},
                             "arena_hard": {"score": 40.0, "low": 30.0, "high": 50.0, "n": 32}, "judge": judge},
