@@ -15,6 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from exercises import sources, student_copy
+from sao_lib.plan.experiment import experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 GATHERED, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
@@ -35,8 +36,13 @@ def gather(folder: Path = GATHERED) -> Path:
     for path in sources():
         nbformat.write(boxed(student_copy(nbformat.read(path, 4))), folder / "exercises" / path.name)
     (folder / "report").mkdir()
-    for table in sorted(REFERENCE.glob("*/*.md")):
+    names = experiments(ours=True)  # in the paper's order
+    tables = [table for name in names if (table := REFERENCE / name / f"{name}.md").is_file()]
+    for table in tables:
         _report_page(table, folder / "report")
+    first = (folder / "index.md").read_text(encoding="utf-8")
+    listed = "\n".join(f"report/{table.stem}" for table in tables)
+    (folder / "index.md").write_text(first.replace(":glob:\n\nreport/*", f"\n{listed}"), encoding="utf-8")
     return folder
 
 
