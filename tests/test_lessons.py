@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from sao_lib import lesson, machine, progress, provenance, runs
 from sao_lib.errors import SaoError
+from sao_lib.files import read_rows, write_rows
 from sao_lib.launch import lab, lesson_rows, lessons
 from sao_lib.runs import MANIFEST, Run, load
 from sao_lib.settings import NOTEBOOKS, ROOT
@@ -120,6 +121,23 @@ def test_rows_are_kept_of_the_lessons_that_are_named_and_of_others_stay(
     assert [path.name for path in lesson.SPECS.iterdir()] == ["dose.json"]
     lesson_rows.write()
     assert sorted(path.name for path in lesson.SPECS.iterdir()) == ["ablate.json", "dose.json"]
+
+
+@pytest.mark.parametrize(("whole", "kept"), [(True, {"id", "verdict"}), (False, {"id", "verdict", "margin"})])
+def test_of_a_whole_run_every_row_is_kept_without_what_nobody_reads_else_the_first_as_they_are(
+    whole: bool, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesson, "ROWS", tmp_path / "rows")
+    run = next(run for run, _ in lesson_rows.planned()["dose"].reads.values() if run.spec["stage"] == "judge")
+    monkeypatch.setattr("sao_lib.plan.chain.OUTPUTS", tmp_path)
+    rows = [{"id": str(n), "verdict": 1, "margin": 0.5} for n in range(90)]
+    write_rows(run.path / "verdicts.jsonl", rows)
+    made = {"spec": run.spec, "results": {}, "git_commit": "c", "seconds": 1, "finished": "now"}
+    (run.path / MANIFEST).write_text(json.dumps(made))
+    lesson_rows._keep(run, {"verdicts.jsonl"}, whole)
+    found = read_rows(lesson.ROWS / run.folder / "verdicts.jsonl")
+    assert len(found) == (90 if whole else lesson_rows.FIRST["verdicts.jsonl"])
+    assert set(found[0]) == kept
 
 
 @pytest.mark.parametrize("name", lessons.names())

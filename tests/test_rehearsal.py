@@ -152,7 +152,6 @@ def test_memory_that_grows_with_the_square_is_named_too() -> None:
         rows: Outcome(stages={"judge": Stage(1, 1.0, gib)}) for rows, gib in ((1000, 1), (10000, 1.2), (60000, 9))
     }
     assert "GiB at 60,000" in verdict.quadratic(counts)[0]
-
     assert "60,000: GiB" in verdict.of_counts(counts)
 
 

@@ -112,7 +112,8 @@ def summary(ours: Mapping[str, Tables]) -> str:
 def own(ours: Mapping[str, Tables]) -> str:
     """The README's block on the tables that are ours and not the paper's: figure, controls and what was measured.
 
-    Of each the profile that comes last; empty where none has finished.
+    Of each the profile that comes last; empty where none has finished. What a sentence says after a semicolon is for
+    the table's own page.
     """
     found = {name: (profile, table) for profile, tables in ours.items() for name, table in tables.items()
              if read(name).ours and table.get("says")}  # fmt: skip
