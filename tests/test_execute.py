@@ -20,7 +20,7 @@ from sao_lib import runs, writers
 from sao_lib.errors import Killed, SaoError
 from sao_lib.launch import execute, reproduce
 from sao_lib.launch.kernel import Kernel
-from sao_lib.plan import chain
+from sao_lib.plan import chain, planning
 from sao_lib.runs import Run
 from sao_lib.settings import ROOT
 
@@ -257,3 +257,32 @@ def test_a_table_that_fails_is_not_started_twice(tmp_path: Path, monkeypatch: py
     with pytest.raises(SaoError, match="1 failure.*\nablate/smoke failed in cell 4"):
         reproduce.reproduce("cpu", ["smoke"], [])
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("otherwise", [False, True])
+def test_what_reads_a_run_is_made_again_only_if_that_came_out_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, otherwise: bool
+) -> None:
+    for module in (runs, chain, reproduce):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    asked: list[list[str]] = []
+    results: dict[str, Any] = {}
+
+    def makes(name: str, planned: list[chain.Planned], *_: Any) -> dict[str, str]:
+        asked.append([run.folder.split("/")[1] for run in planned if not run.done])
+        for run in [run for run in planned if not run.done]:
+            Run.open(run.path / "spec.yaml").finish(results)
+            (run.path / "smoke.md").touch()
+        return {}
+
+    monkeypatch.setattr(reproduce, "run_graph", makes)
+    reproduce.reproduce("cpu", ["smoke"], [])
+    judged = next(run for run in planning.make("cpu", "smoke").runs if "/judge/self" in run.folder)
+    manifest = json.loads((judged.path / "run.json").read_text())
+    manifest["code"]["sao_lib/method/judge.py"] = "another"
+    del manifest["digest"]
+    (judged.path / "run.json").write_text(json.dumps(manifest))
+    asked.clear()
+    results |= {"verdicts": 2} if otherwise else {}
+    reproduce.reproduce("cpu", ["smoke"], [], fresh="stale")
+    assert asked == [["judge"], *([["train"], ["answer"], ["evaluate"], ["smoke"]] if otherwise else [])]

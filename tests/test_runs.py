@@ -290,7 +290,7 @@ def test_rows_that_other_code_left_are_not_forgotten(tmp_path: Path, monkeypatch
     assert runs.outdated(tmp_path) == ["sao_lib/method/judge.py"]
 
 
-def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_chooses_what_is_stale_and_knows_what_may_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (runs, chain):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     made = plan.make("cpu", "smoke")
@@ -303,7 +303,8 @@ def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypat
     manifest["code"]["sao_lib/method/judge.py"] = "another"
     del manifest["digest"]
     (judged.path / MANIFEST).write_text(json.dumps(manifest))
-    chosen = [run.folder.split("/")[1:] for run in plan.fresh(made, "stale")]
+    assert plan.fresh(made, "stale") == [judged]
+    chosen = [run.folder.split("/")[1:] for run in plan.with_readers(made, [judged.folder])]
     assert [(stage, name.rpartition("-")[0]) for stage, name in chosen] == [
         ("judge", "self"), ("train", "simpo-self"), ("answer", "simpo-self"), ("evaluate", "simpo-self")
     ]  # fmt: skip
@@ -313,6 +314,7 @@ def test_fresh_chooses_what_is_stale_and_what_reads_it(tmp_path: Path, monkeypat
     (judged.path / "model").mkdir()
     plan.replaced(judged)
     assert not judged.done
+    assert plan.fresh(made, "stale") == [], "whether its readers are stale is known when it is there again"
     kept = judged.path.with_name(judged.path.name + ".replaced")
     assert (kept / MANIFEST).is_file()
     assert not (kept / "model").exists()

@@ -27,6 +27,7 @@ def reproduce(
 
     A row that lacks a model, a key or a data set, or whose run fails, is left out and named; the rest is done.
     Finished runs that other code made are named and used; `fresh` makes them again (`stale`), or all of them (`all`).
+    What reads a run that is made again follows only if that comes out otherwise.
     """
     clusters.check(cluster)
     if fresh not in FRESH:
@@ -34,21 +35,18 @@ def reproduce(
     local = cluster == clusters.LOCAL  # a cluster's login node has neither its GPUs nor its cores, and quotas for disk
     plans, impossible = _plans(profile, experiments, assignments, local)
     again = {run.folder: run for plan in plans for run in planning.fresh(plan, fresh)}
-    to_do = [run for run in _distinct(plans) if not run.done or run.folder in again]
+    perhaps = {run.folder for plan in plans for run in planning.with_readers(plan, again)}
+    to_do = [run for run in _distinct(plans) if not run.done or run.folder in perhaps]
     cost.check_cap(to_do, _distinct(plans))
     check_writable(OUTPUTS / profile)
     if to_do and local:
         models.check_cache({model for run in to_do for model in models_of(run)})
         _check_disk(to_do, _distinct(plans), plans[0].base.machine)
-    plans = _renewed(plans, fresh, again)
-    failed: dict[str, str] = {}
-    if any(not run.done for run in _distinct(plans)):
-        failed = run_graph(_name(plans), _distinct(plans), plans[0].base.machine, cluster)
-    if failed:  # the tables of rows that did finish
-        plans, more = _remaining(plans, failed)
-        impossible += more
-        if any(not run.done for run in _distinct(plans)):
-            run_graph(_name(plans), _distinct(plans), plans[0].base.machine, cluster)
+    plans = _specified(plans, fresh, again)
+    if not fresh:
+        _name_outdated(plans)
+    plans, failed, more = _done(plans, fresh, cluster, set(again))
+    impossible += more
     for plan in plans:
         if plan.table.done:
             print((plan.table.path / f"{plan.experiment}.md").read_text())
@@ -101,26 +99,52 @@ def _plans(profile: str, experiments: list[str], assignments: list[str], local: 
     return _each(experiments, plan_of)
 
 
-def _renewed(plans: list[Plan], fresh: str, again: dict[str, planning.Planned]) -> list[Plan]:
-    """The plans with their specs written, after setting aside the finished runs `again` that are to be made again.
-
-    Those that other code made and that are kept are named.
-    """
+def _specified(plans: list[Plan], fresh: str, again: dict[str, planning.Planned]) -> list[Plan]:
+    """The plans with their specs written, after setting aside the finished runs `again` that are to be made again."""
     for run in again.values():
         planning.replaced(run)
     if again:
-        print(f"To be made again: {', '.join(again)}. If this is interrupted, go on without FRESH.")
+        stale = fresh == "stale"
+        readers = "; then what reads them, where they come out otherwise" if stale else ""
+        go_on = "the same command goes on" if stale else "go on without FRESH"
+        print(f"To be made again: {', '.join(again)}{readers}. If this is interrupted, {go_on}.", flush=True)
     plans = [planning.joined(plan) for plan in plans]
     for plan in plans:
         planning.write_specs(plan)
-    if fresh:
-        return plans
+    return plans
+
+
+def _name_outdated(plans: list[Plan]) -> None:
+    """Say which finished runs other code made; they are kept."""
     outdated = {f: why for plan in plans for f, why in plan.table.spec["params"]["outdated"].items()}
     if outdated:
         print(f"{len(outdated)} finished run(s) were made by other code than this. They are kept and used:")
         print("\n".join(f"  {folder}: changed since: {', '.join(why)}" for folder, why in outdated.items()))
         print("FRESH=stale makes these again, FRESH=all everything of the table.", flush=True)
-    return plans
+
+
+def _done(plans: list[Plan], fresh: str, cluster: str, again: set[str]) -> tuple[list[Plan], dict[str, str], list[str]]:
+    """Do what is missing: the plans that are left, runs that failed with the reason, a sentence for each lost table.
+
+    With `stale`, in rounds: finished readers of a run that came out otherwise are set aside and made in the next, and
+    tables in the last. No run is made twice: `again` are those that this command has made anew.
+    """
+    failed: dict[str, str] = {}
+    lost: list[str] = []
+    while any(not run.done for run in _distinct(plans)):
+        runs = _distinct(plans)
+        below = [run for run in runs if run.spec["stage"] != "ablate"]
+        if fresh == "stale" and any(not run.done for run in below):
+            runs = below
+        newly = run_graph(_name(plans), runs, plans[0].base.machine, cluster)
+        if newly:  # the tables of rows that did finish
+            failed |= newly
+            plans, more = _remaining(plans, newly)
+            lost += more
+        later = {r.folder: r for p in plans for r in planning.fresh(p, fresh) if r.folder not in again}
+        again |= later.keys()
+        plans = _specified(plans, fresh, later if fresh == "stale" else {})
+    return plans, failed, lost
 
 
 def _remaining(plans: list[Plan], failed: dict[str, str]) -> tuple[list[Plan], list[str]]:

@@ -129,11 +129,16 @@ def _variant(assignments: tuple[str, ...]) -> str:
 
 
 def changes(run: Planned) -> list[str]:
-    """What has changed since a finished run was made; empty where nothing has or where it has not finished."""
+    """What has changed since a finished run was made; empty where nothing has or where it has not finished.
+
+    An input that is still to be made has not changed: that is known when it is there.
+    """
     try:
-        return outdated(run.path) if run.done else []
+        found = outdated(run.path) if run.done else []
     except (ValueError, KeyError, TypeError):
         return []  # damaged: write_specs sets it aside
+    awaited = {f"its input {folder}" for folder in run.inputs.values() if not Planned(folder, {}).done}
+    return [why for why in found if why not in awaited]
 
 
 def _rows(profile: str, name: str, experiment: Experiment, given: tuple[str, ...]) -> tuple[Settings, list[Row]]:
@@ -226,13 +231,20 @@ def _source_there(source: str) -> None:
 
 
 def fresh(plan: Plan, what: str) -> list[Planned]:
-    """The finished runs to be made again: `stale`, those that other code made and what reads them; `all`; or none."""
-    chosen: list[Planned] = []
-    for run in plan.runs[:-1] if what else []:
-        again = {other.folder for other in chosen}
-        if run.done and (what == "all" or changes(run) or again & set(run.inputs.values())):
-            chosen.append(run)
-    return chosen
+    """The finished runs to be made again: `stale`, those of other code or other input than there is now; `all`; none.
+
+    What reads them is stale only if they come out otherwise.
+    """
+    return [run for run in plan.runs[:-1] if what and run.done and (what == "all" or changes(run))]
+
+
+def with_readers(plan: Plan, again: Iterable[str]) -> list[Planned]:
+    """The runs in `again` (folders), and all that may have to be made with them: what reads them, and so on."""
+    found: dict[str, Planned] = {}
+    for run in plan.runs[:-1]:
+        if run.folder in again or not found.keys().isdisjoint(run.inputs.values()):
+            found[run.folder] = run
+    return [*found.values()]
 
 
 def set_aside(run: Planned, suffix: str) -> str:
