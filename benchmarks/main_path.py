@@ -1,14 +1,17 @@
 """Time and memory of the README's commands on this machine, from a fresh clone: `python benchmarks/main_path.py`.
 
-Writes main_path.json and the table in README.md beside this file. Memory is the sum over all processes of the
-command, sampled every two seconds, with shared pages counted once (PSS). CPU seconds are user and system time of the
-whole tree of processes: what others do on the machine lengthens the clock and hardly these.
+Writes the section of this kind of CPU in main_path.json, and the tables made of it (pages.py). Memory is the sum over
+all processes of the command, sampled every two seconds, with shared pages counted once (PSS). CPU seconds are
+user and system time of the whole tree of processes: what others do on the machine lengthens the clock and hardly these.
 
 The floor is the arithmetic that the runs cannot do without, at the speed at which one core multiplies matrices of the
 model's shapes in the profile's dtype, by CPU time, measured just before and after.
+
+With `--folder` it can be interrupted, even killed, and goes on: what each command took so far is kept there.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -16,62 +19,85 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import yaml
+import pages
+import psutil
 
-from sao_lib.machine import multiplies_bf16
+from sao_lib import machine
+from sao_lib.engines.models import resolve
+from sao_lib.files import append_rows, read_rows
+from sao_lib.plan.chain import Planned
+from sao_lib.plan.groups import model_of
+from sao_lib.plan.workload import asks, rates
+from sao_lib.provenance import cpu_name
 
 HERE = Path(__file__).resolve().parent
 
 
-def tree_pss_gib(root: int) -> float:
-    """Proportional set size of a process and its descendants, GiB."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        children[int(fields[1])].append(int(stat.parent.name))
-    total, queue = 0, [root]
-    while queue:
-        pid = queue.pop()
-        queue += children[pid]
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 2**20
+def sampled(root: int) -> tuple[float, float]:
+    """CPU seconds so far of a process and its descendants, ended ones included, and their memory now in GiB (PSS)."""
+    cpu = memory = 0.0
+    with contextlib.suppress(psutil.Error):
+        for process in (parent := psutil.Process(root), *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                cpu += sum(process.cpu_times()[:4])  # user, system, and both of its children that have ended
+                memory += process.memory_full_info().pss
+    return cpu, memory / 2**30
 
 
-def measured(command: list[str], folder: Path) -> dict[str, float]:
-    """Seconds on the clock and of CPU, and peak memory, of a command; raises if it fails."""
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    start, peak, ended = time.monotonic(), 0.0, threading.Event()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, cwd=folder, env=environment)
+@dataclass
+class Measured:
+    """What commands took, kept in `folder`: rows of measured.jsonl, one a minute and one at a command's end."""
 
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(2):
-            peak = max(peak, tree_pss_gib(process.pid))
+    folder: Path
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    ended.set()
-    watcher.join()
-    if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(time.monotonic() - start), "cpu_seconds": round(cpu), "peak_gib": round(peak, 1)}
+    @property
+    def file(self) -> Path:
+        return self.folder / "measured.jsonl"
+
+    def __call__(self, key: str, command: list[str]) -> dict[str, float]:
+        """What the command took in all its pieces: seconds on the clock and of CPU, peak memory; raises if it fails.
+
+        It is run unless it has ended well before.
+        """
+        if not any(row["ended"] for row in self._rows(key)):
+            self._run(key, command)
+        pieces = {row["piece"]: row for row in self._rows(key)}.values()  # the last row of each
+        seconds, cpu = (round(sum(row[name] for row in pieces)) for name in ("seconds", "cpu_seconds"))
+        return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": max(row["peak_gib"] for row in pieces)}
+
+    def _rows(self, key: str) -> list[dict[str, Any]]:
+        return [row for row in read_rows(self.file) if row["key"] == key] if self.file.exists() else []
+
+    def _run(self, key: str, command: list[str]) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+        start, before, noted = time.monotonic(), of_children(), 0.0
+        process = subprocess.Popen(command, cwd=self.folder / "suite", env=environment)
+        said: dict[str, Any] = {"key": key, "piece": time.time_ns(), "cpu_seconds": 0.0, "peak_gib": 0.0}
+        code = None
+        while code is None:
+            cpu, memory = sampled(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(2)
+            cpu = max(said["cpu_seconds"], cpu) if code is None else of_children() - before
+            said |= {"ended": code == 0, "seconds": time.monotonic() - start}
+            said |= {"cpu_seconds": cpu, "peak_gib": max(said["peak_gib"], round(memory, 1))}
+            if code is not None or said["seconds"] > noted + 60:
+                noted = said["seconds"]
+                append_rows(self.file, [said])
+        if code:
+            raise SystemExit(f"{' '.join(command)} ended with {code}")
+
+
+def of_children() -> float:
+    """CPU seconds of this process's children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ceiling() -> float:
@@ -95,21 +121,18 @@ print(statistics.median(rates))
     return float(said.stdout)
 
 
-def operations(outputs: Path) -> float:
-    """Arithmetic that finished runs could not do without: 2 for a weight and token, 4 where adapters are trained.
+def operations(outputs: Path, wanted: set[str]) -> float:
+    """Arithmetic that the finished runs `wanted` (folders) could not do without.
 
-    Tokens are those that engines counted, and those of the training files; where a run used no engine, its plan's. The
-    output head counts for tokens that are written or trained. Attention is left out.
+    It is 2 for a weight and token, 4 where adapters are trained. Tokens are those that engines counted, and those of
+    the training files; where a run used no engine, its plan's. The output head counts for tokens that are written or
+    trained. Attention is left out.
     """
-    from sao_lib.plan.chain import Planned
-    from sao_lib.plan.groups import model_of
-    from sao_lib.plan.workload import asks
-
     manifests = {f"cpu/{m.parent.parent.name}/{m.parent.name}": json.loads(m.read_text())
                  for m in outputs.glob("*/*/run.json")}  # fmt: skip
     runs = {folder: Planned(folder, m["spec"]) for folder, m in manifests.items()}
     total = 0.0
-    for folder, run in runs.items():
+    for folder, run in ((f, r) for f, r in runs.items() if f in wanted):
         stage, tokens = run.spec["stage"], manifests[folder]["tokens"]
         if stage == "judge" and not run.spec["params"]["engine"]:
             continue
@@ -133,139 +156,94 @@ def tokens_of(file: Path) -> int:
 @cache
 def weights(model: str) -> tuple[float, float]:
     """Weights of a model's layers and of its output head."""
-    from sao_lib.engines.models import resolve
-    from sao_lib.plan.workload import rates
 
     config = json.loads((resolve(model) / "config.json").read_text())
     head = float(config["vocab_size"] * config["hidden_size"])
     return max(0.0, rates()["parameters"][model] * 1e9 - head), head
 
 
-def by_stage(outputs: Path) -> dict[str, dict[str, float]]:
-    """Runs and summed seconds of every stage, from the log of finished runs and their manifests."""
-    seconds = {row["run"]: row["seconds"] for row in map(json.loads, (outputs / "done.jsonl").read_text().splitlines())}
-    table = {}
-    stages = {m.parent.name: json.loads(m.read_text())["spec"]["stage"] for m in outputs.rglob("run.json")}
-    for stage in dict.fromkeys(stages.values()):
-        folders = [folder for folder, of in stages.items() if of == stage and folder in seconds]
-        table[stage] = {"runs": len(folders), "seconds": round(sum(seconds[f] for f in folders))}
-    return table
-
-
-def by_target(outputs: Path) -> dict[str, dict[str, float]]:
-    """Runs of every finished table or figure and their summed seconds: what it takes alone, on one core."""
-    seconds = {row["run"]: row["seconds"] for row in map(json.loads, (outputs / "done.jsonl").read_text().splitlines())}
+def runs_behind(outputs: Path, table: str) -> set[str]:
+    """Folders of all runs that a finished table needs, its own among them."""
 
     def needed(folder: str) -> set[str]:
         inputs = json.loads((outputs.parent / folder / "run.json").read_text())["spec"]["inputs"].values()
         return {folder}.union(*(needed(other) for other in inputs))
 
+    return needed(f"{outputs.name}/{table}")
+
+
+def by_stage(outputs: Path, wanted: set[str]) -> dict[str, dict[str, float]]:
+    """Runs and summed seconds of every stage, of the runs `wanted`, from the log of finished runs and manifests."""
+    seconds = {row["run"]: row["seconds"] for row in read_rows(outputs / "done.jsonl")}
+    table: dict[str, dict[str, float]] = {}
+    for folder in sorted(wanted):
+        stage = json.loads((outputs.parent / folder / "run.json").read_text())["spec"]["stage"]
+        entry = table.setdefault(stage, {"runs": 0, "seconds": 0.0})
+        entry["runs"] += 1
+        entry["seconds"] = round(entry["seconds"] + seconds[Path(folder).name], 1)
+    return table
+
+
+def by_target(outputs: Path) -> dict[str, dict[str, float]]:
+    """Runs of every finished table or figure and their summed seconds: what it takes alone, on one core."""
+    seconds = {row["run"]: row["seconds"] for row in read_rows(outputs / "done.jsonl")}
     found = {}
     for manifest in outputs.glob("*/run.json"):
-        runs = needed(f"{outputs.name}/{manifest.parent.name}")
-        total = round(sum(seconds[Path(run).name] for run in runs))
-        found[manifest.parent.name] = {"runs": len(runs), "seconds": total}
+        runs = runs_behind(outputs, manifest.parent.name)
+        found[manifest.parent.name] = {"runs": len(runs), "seconds": round(sum(seconds[Path(r).name] for r in runs))}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", default="all")
+    parser.add_argument("--only-table6", action="store_true", help="leave out make reproduce-all")
     parser.add_argument("--keep", type=Path, help="copy the outputs there")
     parser.add_argument("--folder", type=Path, help="clone there instead of into a temporary folder; it stays")
     parser.add_argument("--no-tests", action="store_true", help="leave out make test")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        clone = (given.folder or Path(scratch)) / "suite"
+        found = measure(given.folder or Path(scratch), given.only_table6, given.no_tests, given.keep)
+    pages.write(found)
+
+
+def measure(folder: Path, only_table6: bool, no_tests: bool, keep: Path | None) -> dict[str, Any]:
+    """A section of main_path.json: `commands` with what each took, those of the tables with their floors."""
+    clone, commands = folder / "suite", Measured(folder)
+    if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", str(HERE.parent), str(clone)], check=True)
-        first = ceiling()
-        found = {
-            "cpus": os.cpu_count(),
-            "bf16": multiplies_bf16(),
-            "setup": measured(["make", "setup"], clone),
-            f"reproduce-{given.table}": measured(["make", f"reproduce-{given.table}"], clone),
-            "report": measured(["make", "report"], clone),
-            "stages": by_stage(clone / "outputs" / "cpu"),
-            "targets": by_target(clone / "outputs" / "cpu"),
-            "operations": operations(clone / "outputs" / "cpu"),
-            "again": measured(["make", f"reproduce-{given.table}"], clone),
-        }
-        found["ceiling_gflops"] = round(max(first, ceiling()) / 1e9)
-        if not given.no_tests:
-            found["test"] = measured(["make", "test"], clone)
-        if given.keep:
-            shutil.copytree(clone / "outputs", given.keep, ignore=shutil.ignore_patterns("model", "reference"))
-    write(found)
-
-
-def predicted(names: list[str]) -> dict[str, float]:
-    """Core-seconds by stage, as the plan predicts them."""
-    from sao_lib.plan import cost, layers
-    from sao_lib.plan import planning as plan
-
-    runs = {run.folder: run for name in names for run in plan.make("cpu", name).runs}
-    seconds: dict[str, float] = defaultdict(float)
-    for folder, found in cost.estimates(
-        [*runs.values()], layers.validate(layers.profile_layers("cpu")).machine
-    ).items():
-        seconds[runs[folder].spec["stage"]] += found.device_hours * 3600
-    return seconds
-
-
-def write(found: dict) -> None:
-    lines = ["| command | seconds | CPU seconds | peak memory, GiB |", "|---|---|---|---|"]
-    commands = {k: v for k, v in found.items() if isinstance(v, dict) and "peak_gib" in v}
-    lines += [f"| make {k} | {v['seconds']} | {v['cpu_seconds']} | {v['peak_gib']} |" for k, v in commands.items()]
-    name = next(k for k in commands if k.startswith("reproduce-"))
-    floor = found["operations"] / found["ceiling_gflops"] / 1e9
-    found["floor_seconds"], found["ratio"] = round(floor), round(commands[name]["cpu_seconds"] / floor, 2)
-    (HERE / "main_path.json").write_text(json.dumps(found, indent=1) + "\n")
-    dtype = "bfloat16" if found["bf16"] else "float32, having no instructions for bfloat16"
-    lines += ["", f"One core multiplied {found['ceiling_gflops']} GFLOP/s in {dtype}, which makes the floor of make "
-              f"{name} {found['floor_seconds']} CPU seconds: it took {found['ratio']} times as many."]  # fmt: skip
-    expected = predicted([*found["targets"]])
-    lines += ["", "| stage | runs | seconds, summed over runs | predicted by `make plan-all` |", "|---|---|---|---|"]
-    lines += [
-        f"| {stage} | {v['runs']} | {v['seconds']} | {expected[stage]:.0f} |" for stage, v in found["stages"].items()
-    ]
-    total = sum(v["seconds"] for v in found["stages"].values())
-    lines.append(
-        f"| total | {sum(v['runs'] for v in found['stages'].values())} | {total} | {sum(expected.values()):.0f} |"
-    )
-    lines += ["", "| table or figure alone | core-seconds | predicted by its plan | taken / predicted |"]
-    lines.append("|---|---|---|---|")
-    for target in ordered(found["targets"]):
-        taken, plan = found["targets"][target]["seconds"], sum(predicted([target]).values())
-        lines.append(f"| {target} | {taken} | {plan:.0f} | {taken / plan:.2f} |")
-    text = (HERE / "README.md").read_text()
-    head, _, rest = text.partition("<!-- measured -->")
-    _, _, tail = rest.partition("<!-- end -->")
-    body = "\n".join(lines).replace("make again", "the same, a second time")
-    (HERE / "README.md").write_text(f"{head}<!-- measured -->\n{body}\n<!-- end -->{tail}")
-    if name == "reproduce-all":
-        write_targets(found["targets"])
-
-
-def ordered(targets: dict[str, dict[str, float]]) -> list[str]:
-    """Tables by number, then figures by number."""
-    return sorted(targets, key=lambda n: (not n.startswith("table"), int("".join(filter(str.isdigit, n)))))
-
-
-def write_targets(targets: dict[str, dict[str, float]]) -> None:
-    """The README's table of targets: title, where the paper has it, runs, and minutes alone with two jobs at once."""
-    lines = ["| command | what it runs | paper | runs | cpu minutes |", "|---|---|---|---|---|"]
-    for name in ordered(targets):
-        experiment = yaml.safe_load((HERE.parent / "params" / "experiments" / f"{name}.yaml").read_text())
-        minutes = max(1, round(targets[name]["seconds"] / 120))
-        where = experiment["where"].removeprefix("SAO ")
-        lines.append(
-            f"| `make reproduce-{name}` | {experiment['title']} | {where} | {targets[name]['runs']} | {minutes} |"
+    outputs = clone / "outputs" / "cpu"
+    at_first = ceiling()
+    took = {"setup": commands("setup", ["make", "setup"])}
+    took["reproduce-table6"] = commands("reproduce-table6", ["make", "reproduce-table6"])
+    needed = {"reproduce-table6": runs_behind(outputs, "table6")}
+    if not only_table6:
+        rest = commands("reproduce-all", ["make", "reproduce-all"])
+        took["reproduce-all"] = {k: v + took["reproduce-table6"][k] if k != "peak_gib" else v for k, v in rest.items()}
+        needed["reproduce-all"] = set().union(
+            *(runs_behind(outputs, m.parent.name) for m in outputs.glob("*/run.json"))
         )
-    readme = HERE.parent / "README.md"
-    head, _, rest = readme.read_text().partition("<!-- targets -->")
-    _, _, tail = rest.partition("<!-- end targets -->")
-    body = "\n".join(lines)
-    readme.write_text(f"{head}<!-- targets -->\n{body}\n<!-- end targets -->{tail}")
+    took["report"] = commands("report", ["make", "report"])
+    took["again"] = commands("again", ["make", [*needed][-1]])
+    if not no_tests:
+        took["test"] = commands("test", ["make", "test"])
+    gflops = round(max(at_first, ceiling()) / 1e9)
+    for name, runs in needed.items():
+        took[name]["floor_seconds"] = round(operations(outputs, runs) / gflops / 1e9)
+    if keep:
+        shutil.copytree(clone / "outputs", keep, ignore=shutil.ignore_patterns("model", "reference"))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, stdout=subprocess.PIPE, text=True, check=True)
+    return {
+        "cpus": os.cpu_count(),
+        "bf16": machine.multiplies_bf16(),
+        "cpu": cpu_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip()[:12],
+        "ceiling_gflops": gflops,
+        "commands": took,
+        "of": [*needed][-1],
+        "stages": by_stage(outputs, needed[[*needed][-1]]),
+        "targets": by_target(outputs),
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ FAKE_MANIFEST = '{"spec": {"params": {}}, "files": {}}'  # of a run that has fin
 
 
 @pytest.fixture(autouse=True)
-def measured_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans for the kind of CPU that was measured, whatever this one is."""
-    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: MEASURED["bf16"])
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for a CPU with bfloat16, whatever this one is."""
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: True)
 
 
 def planned(profile: str, experiment: str, *assignments: str) -> dict[str, Planned]:
@@ -82,13 +83,6 @@ def test_an_api_judge_by_hand() -> None:
     assert found.usd == pytest.approx((0.15 * ask.tokens_in + 0.60 * 10 * 11_240) / 1e6)
 
 
-def measured_experiments() -> tuple[str, list[str]]:
-    """The command whose stages benchmarks/main_path.json holds, and its experiments."""
-    command = next(key for key in MEASURED if key.startswith("reproduce-"))
-    name = command.removeprefix("reproduce-")
-    return command, experiments() if name == "all" else [name]
-
-
 def predicted(runs: dict[str, Planned]) -> dict[str, float]:
     """Core-seconds by stage, done in groups."""
     seconds: dict[str, float] = {}
@@ -102,20 +96,19 @@ def machine(profile: str) -> Machine:
     return layers.validate(layers.profile_layers(profile)).machine
 
 
-def test_the_prediction_on_cpu_is_near_what_it_took() -> None:
-    command, names = measured_experiments()
+@pytest.mark.parametrize("measured", MEASURED.values(), ids=MEASURED)
+def test_the_prediction_on_cpu_is_near_what_it_took(measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: measured["bf16"])
+    command = measured["of"]
+    names = experiments() if command == "reproduce-all" else [command.removeprefix("reproduce-")]
     seconds = predicted({folder: run for name in names for folder, run in planned("cpu", name).items()})
-    took = {stage: entry["seconds"] for stage, entry in MEASURED["stages"].items()}
+    took = {stage: entry["seconds"] for stage, entry in measured["stages"].items()}
     assert 1 / 1.5 < sum(seconds.values()) / sum(took.values()) < 1.5
     for stage in took:
         assert 0.5 < seconds[stage] / took[stage] < 2, stage
-    assert 1 / 1.5 < sum(seconds.values()) / 2 / MEASURED[command]["seconds"] < 1.5  # two at once
-
-
-def test_the_prediction_of_table6_on_cpu_is_near_what_it_took() -> None:
-    stages = {stage: entry["seconds"] for stage, entry in MEASURED["stages"].items()}
-    took = MEASURED.get("targets", {}).get("table6", {"seconds": sum(stages.values())})["seconds"]
-    assert 1 / 1.5 < sum(predicted(planned("cpu", "table6")).values()) / took < 1.5
+    assert 1 / 1.5 < sum(seconds.values()) / 2 / measured["commands"][command]["seconds"] < 1.5  # two at once
+    table6 = sum(predicted(planned("cpu", "table6")).values())
+    assert 1 / 1.5 < table6 / measured["targets"]["table6"]["seconds"] < 1.5
 
 
 def test_a_judge_is_loaded_once_for_all_answers_that_wait_for_it() -> None:
