@@ -143,7 +143,9 @@ def operations(outputs: Path, wanted: set[str]) -> float:
         elif tokens:
             total += 2 * layers * tokens["read"] + 2 * (layers + head) * tokens["written"]
         else:
-            total += sum(2 * layers * a.tokens_in + 2 * (layers + head) * a.steps for a in asks(run, runs))
+            for ask in asks(run, runs):
+                body, top = weights(ask.model)
+                total += 2 * body * ask.tokens_in + 2 * (body + top) * ask.steps
     return total
 
 

@@ -121,7 +121,7 @@ def test_a_rows_replicates_are_its_own_and_a_control_is_no_rival(
         ("placebo", {"a": [20, 22, 20], "b": [80, 82, 80]}, FAILED + "'Claim 0.' came out supported, not undecided."),
         ("positive", {"a": [20, 22, 20], "b": [80, 82, 80]}, "Controls as they must be: 1 of 1."),
         ("positive", {"a": [40, 60], "b": [61, 41]}, FAILED + "'Claim 0.' came out undecided, not supported."),
-        ("placebo", {"a": [20], "b": [80]}, "Controls: 0 of 1 as they must be, the others not tested " + ONE),
+        ("placebo", {"a": [20], "b": [80]}, "Controls: 0 of 1 as they must be, the other not tested " + ONE),
     ],
 )  # fmt: skip
 def test_a_control_that_does_not_come_out_as_it_must_is_said(

@@ -13,7 +13,7 @@ from sao_lib.plan import planning
 from sao_lib.plan.experiment import read
 from sao_lib.report import claims, dose, figures
 from sao_lib.report.columns import text_of
-from sao_lib.report.inference import Arm, Line
+from sao_lib.report.inference import Arm, Line, difference, in_words
 from sao_lib.report.rows import TableRow, TableRows
 from sao_lib.runs import Run
 
@@ -186,6 +186,41 @@ def test_the_line_is_least_squares_and_its_error_counts_runs() -> None:
     assert drawn.off(2, Arm(runs=[runs[2], runs[2]])).mean == pytest.approx(0)
     assert Line([1, 1, 1], runs[:3]).slope().se is None, "no line through one place"
     assert Line([0, 1], runs[:2]).slope().se is None
+
+
+def test_of_several_pools_the_slopes_error_is_that_of_their_own_slopes() -> None:
+    x, pools = [0.0, 1.0, 2.0] * 3, [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    own = [[0.0, 1.0, 2.0], [0.0, 2.0, 4.0], [1.0, 4.0, 7.0]]  # slopes 1, 2 and 3, no noise about them
+    runs = [{(str(n), ""): y for n in range(10)} for ys in own for y in ys]
+    found = Line(x, runs, pools).slope()
+    assert (found.mean, found.se, found.df) == (pytest.approx(2), pytest.approx(1 / 3**0.5), pytest.approx(2))
+    alike = Line(x, [{(str(n), ""): y + 5 * k for n in range(10)} for k in range(3) for y in own[0]], pools).slope()
+    assert alike.se == pytest.approx(0, abs=1e-9), "how high a pool lies is no part of its slope"
+    arm = Arm(runs=[{(str(n), ""): 5 + (k + 1) for n in range(10)} for k in range(3)])
+    lifted = [{(str(n), ""): y + k for n in range(10)} for k in range(3) for y in own[0]]
+    on_the_line = Line([0.0, 1.0, 2.0] * 3, lifted, pools)
+    above = on_the_line.off(1, arm)
+    assert above.mean == pytest.approx(5)
+    assert above.se == pytest.approx(0, abs=1e-9), "a pool that lifts the line lifts the arm's run of it"
+
+
+def test_an_answer_that_one_run_lacks_does_not_hide_what_instructions_vary() -> None:
+    noise = {(str(n), ""): float(n % 7) for n in range(40)}
+    runs = [{unit: v + y for unit, v in noise.items()} for y in (0, 10, 20, 31, 39)]
+    whole, lacking = Line([0, 1, 2, 3, 4], runs), Line([0, 1, 2, 3, 4], [dict(list(runs[0].items())[1:]), *runs[1:]])
+    assert lacking.off(9, Arm(runs=runs[:2])).se == pytest.approx(whole.off(9, Arm(runs=runs[:2])).se, rel=0.05)
+    a, b = Arm(runs=runs[:2], trained=True), Arm(runs=[dict(list(runs[2].items())[1:]), runs[3]], trained=True)
+    full = difference(a, Arm(runs=runs[2:4], trained=True))
+    assert difference(a, b).se == pytest.approx(full.se, rel=0.05)
+
+
+def test_no_tail_is_printed_that_so_few_runs_do_not_know() -> None:
+    assert [in_words(p) for p in (1.5e-5, 0.00099, 0.001, 0.0123)] == [
+        "p < 0.001",
+        "p < 0.001",
+        "p = 0.001",
+        "p = 0.012",
+    ]
 
 
 def test_a_failed_control_says_what_that_means_above_everything() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +14,15 @@ import own_process
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rehearsal import families
+from sao_lib import engines
 from sao_lib.engines import TOO_LONG, Conversation, Engine, give_back, open_engine, was_asked
 from sao_lib.engines.hf_engine import SeededSampler
 from sao_lib.engines.models import resolve
 from sao_lib.engines.replicas import Replicas, devices_of_copies
-from sao_lib.engines.vllm_engine import options_of
+from sao_lib.engines.vllm_engine import _but_for_weights, options_of
 from sao_lib.errors import SaoError
 from sao_lib.launch.keeper import kept
 from sao_lib.method import judge
@@ -28,6 +31,7 @@ from sao_lib.settings import Engine as Settings
 
 SMOL = "embedded/smollm2-135m-instruct"
 VLLM = Settings(kind="vllm", dtype="float32", max_model_len=512, max_num_seqs=8, kv_cache_tokens=8192)
+TRANSFORMERS = Settings(kind="transformers", dtype="float32", max_model_len=512)
 TEXTS = ["Why is the sky blue?", "Name three fruits.", "Write a short note to a neighbour about a parcel."]
 REQUESTS = [Conversation(({"role": "user", "content": text},)) for text in TEXTS]
 
@@ -40,7 +44,7 @@ def test_vllm_and_transformers_agree(name: str, template: str | None, tmp_path: 
     found = []
     if name in families.FAMILIES:
         name = str(families.make(name, tmp_path / "model"))
-    for settings in (VLLM, Settings(kind="transformers", dtype="float32", max_model_len=512)):
+    for settings in (VLLM, TRANSFORMERS):
         engine = open_engine(name, settings, tmp_path / "log", template)
         texts = engine.generate(REQUESTS, 12, 0.0, [0] * 3)
         odds = engine.label_logprobs(REQUESTS, (" A", " B"))
@@ -66,7 +70,79 @@ def test_seeds_make_a_request_repeatable_and_switching_models_keeps_the_engine(
     same = open_engine(SMOL, VLLM, tmp_path / "log")
     assert same is engine
     assert [c.text for c in same.generate(REQUESTS, 16, 0.6, [1, 2, 3])] == once
+    give_back(same)
+    # Weights of another training, read into the same engine, are what transformers reads of them.
+    other_weights = moved_weights(resolve(SMOL), tmp_path / "trained")
+    before = same.completion_logprobs(REQUESTS, ["Because light scatters."] * 3)
+    trained = open_engine(str(other_weights), VLLM, tmp_path / "log")
+    assert trained is engine
+    reloaded = trained.completion_logprobs(REQUESTS, ["Because light scatters."] * 3)
     engine.close()
+    alone = open_engine(str(other_weights), TRANSFORMERS, tmp_path / "log")
+    for one, two, old in zip(reloaded, alone.completion_logprobs(REQUESTS, ["Because light scatters."] * 3), before,
+                             strict=True):  # fmt: skip
+        assert one == pytest.approx(two, abs=2e-3)
+        assert one != pytest.approx(old, abs=2e-2)
+    alone.close()
+
+
+def moved_weights(folder: Path, to: Path, **config: Any) -> Path:
+    """A copy of a model whose weights are another training's, and whose configuration differs in `config`."""
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    save_file({name: w * 1.05 if "q_proj" in name else w for name, w in weights.items()}, to / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    said = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**said, **config}))
+    return to
+
+
+def test_an_engine_takes_only_weights_of_a_model_that_is_otherwise_the_same(tmp_path: Path) -> None:
+    smol = resolve(SMOL)
+    assert _but_for_weights(smol) == _but_for_weights(moved_weights(smol, tmp_path / "same", use_cache=False))
+    for n, other in enumerate(
+        (
+            {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+            {"eos_token_id": 0},
+            {"rms_norm_eps": 0.1},
+        )
+    ):
+        assert _but_for_weights(smol) != _but_for_weights(moved_weights(smol, tmp_path / str(n), **other)), other
+
+
+class FakeEngine:
+    """Fake engine that may be kept; with `broken` it cannot read other weights."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken, self.closed = broken, 0
+
+    def reload(self, *_: Any) -> bool:
+        if self.broken:
+            raise RuntimeError("half of the weights")
+        return True
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_an_engine_that_failed_or_was_left_is_closed_and_not_taken_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[FakeEngine] = []
+    monkeypatch.setattr(engines, "_start", lambda *_: started.append(FakeEngine()) or started[-1])
+    broken: Any = FakeEngine(broken=True)
+    give_back(broken)
+    with pytest.raises(RuntimeError, match="half of the weights"):
+        open_engine(SMOL, VLLM, tmp_path / "log")
+    assert broken.closed == 1
+    kept, left = open_engine(SMOL, VLLM, tmp_path / "log"), open_engine(SMOL, VLLM, tmp_path / "log")
+    assert started == [kept, left]
+    give_back(kept)
+    engines.close_left()  # what a notebook that failed never gave back
+    assert [e.closed for e in started] == [0, 1]
+    assert open_engine(SMOL, VLLM, tmp_path / "log") is kept
+    engines.close_left()
+    assert [e.closed for e in started] == [1, 1]
 
 
 LONG = Conversation(({"role": "user", "content": "word " * 900},))

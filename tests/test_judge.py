@@ -14,6 +14,7 @@ from sao_lib.files import read_rows
 from sao_lib.method import judge
 from sao_lib.method.feedback import SOURCES, open_source
 from sao_lib.method.labelled import FAULTS, FILE, echo_pairs, labelled_pairs
+from sao_lib.method.rewards import RELEVANCE_MODEL, Relevance
 from sao_lib.runs import Run
 from sao_lib.settings import PARAMS, Judge, Settings
 from sao_lib.yaml_files import read_yaml
@@ -298,3 +299,14 @@ def test_gold_prefers_what_adds_to_the_question_and_its_corruption_turns_the_sta
     assert turned[0.0] == 0, "a parrot does not win"
     assert turned[1.0] == 200
     assert 35 <= turned[0.25] <= 65
+    less, more = ([n for n, v in enumerate(open_source(Judge(source="gold", corrupted=share), None, None, 7,
+                   tmp_path / "log").verdicts(rows)) if v["verdict"] == 1] for share in (0.25, 0.5))  # fmt: skip
+    assert 0.3 < len({*less} & {*more}) / len(less) < 0.7, "doses are independent, and not parts of one another"
+    assert len(less) == turned[0.25]
+
+
+def test_a_texts_relevance_does_not_depend_on_what_was_read_with_it(tmp_path: Path) -> None:
+    texts = ["Why is the sky blue?", "Because light is scattered by air.", "A long answer about bread. " * 20, "No."]
+    one, other = (Relevance(resolve(RELEVANCE_MODEL), tmp_path / "log") for _ in range(2))
+    together = one.vectors(texts)
+    assert [other.vectors([text])[0].tolist() for text in reversed(texts)] == together[::-1].tolist()

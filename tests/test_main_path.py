@@ -72,7 +72,7 @@ def test_the_table_is_there_in_three_formats_with_its_figure(outputs: Path) -> N
     assert "| Self-feedback | 70.28 | 74.04 |" in table
     assert "labelled pairs" in table
     assert (folder / "smoke.csv").read_text().count("\n") == 5
-    assert "Controls: 0 of 1 as they must be, the others not tested (one run: not tested)." in table
+    assert "Controls: 0 of 1 as they must be, the other not tested (one run: not tested)." in table
     assert r"\toprule" in (folder / "smoke.tex").read_text()
     assert (folder / "smoke.png").stat().st_size > 10_000
 

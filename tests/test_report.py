@@ -206,7 +206,7 @@ def test_an_agreement_measured_on_one_question_has_no_standard_error(outputs: Pa
 def test_the_caption_says_what_the_judge_fails_at_and_where_it_is_a_model_that_it_judges(outputs: Path) -> None:
     run = finished(plan.make("cpu", "smoke"))
     said = table.caption(run, table_rows(run))
-    assert "It fails most at wrong (50%)." in said
+    assert "It is right least often on the faults wrong (50%)." in said
     assert "An echo of the question beats the good answer in 2% of 60, one in other words in 4% of 24." in said
     labels = "; ".join(row.label for row in table_rows(run).values())
     assert f"smollm2-135m-instruct is the evaluation judge and the policy in: {labels}." in said
@@ -262,8 +262,8 @@ def test_a_table_with_replicates_shows_means_runs_and_its_control_above_everythi
     head, *lines = table.formatted(run, rows)
     shown = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
     assert shown["Random feedback"]["Our WR (%)"] == "55.00"
-    assert shown["Random feedback"]["Runs (SD of WR)"] == "2 (SD 7.1)"
-    assert shown["Untrained"]["Runs (SD of WR)"] == "1"
+    assert shown["Random feedback"]["Runs (SD of wins against the reference)"] == "2 (SD 7.1)"
+    assert shown["Untrained"]["Runs (SD of wins against the reference)"] == "1"
     table.write_tables(run, rows, table.claims(run, rows))
     page_text = (run.folder / "smoke-replicates.md").read_text()
     assert page_text.index("Controls as they must be: 2 of 2.") < page_text.index("| Row |")

@@ -120,8 +120,12 @@ def test_win_rates(name: str, make_run: Callable[..., Run], tmp_path: Path, cpu:
     scores = alpaca_eval.win_rates(found, None)
     assert (scores["n"], scores["left_out"]) == (4, 1)
     assert scores == {**alpaca_eval.win_rates(found[:4], None), "left_out": 1}
-    judging.keep(run.folder / "known_scores.jsonl", [*reference, *answers])
+    kept = run.folder / "known_scores.jsonl"
+    judging.keep(kept, [*reference, *answers], name, None)
     written(run, "known_scores.jsonl")
+    whole = kept.read_bytes()
+    instruments(tmp_path).keep(kept, [*reference, *answers], name, None)  # one that was killed after `annotate`
+    assert kept.read_bytes() == whole
 
 
 def test_an_answer_that_could_not_be_asked_for_does_not_lose(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
 from sao_lib.engines.chat import Chat, Message
 from sao_lib.engines.models import resolve
@@ -97,6 +98,7 @@ def was_asked(value: float) -> bool:
 
 
 _kept: Engine | None = None  # given back by a notebook, for the next that this process executes
+_opened: "WeakSet[Engine]" = WeakSet()  # all that this process has opened and something still holds
 
 
 def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: str | None = None) -> Engine:
@@ -105,13 +107,19 @@ def open_engine(model: str, settings: EngineSettings, log: Path, chat_template: 
     One that was given back is taken again, with other weights, where its settings and the model's shapes are the same.
     """
     global _kept
-    reload = getattr(_kept, "reload", None)
-    if reload and not model.startswith("openai/") and reload(resolve(model), settings, log, chat_template):
-        assert _kept
-        engine, _kept = _kept, None
-        return engine
-    close_kept()
-    return _start(model, settings, log, chat_template)
+    engine, _kept = _kept, None
+    reload = getattr(engine, "reload", None)
+    try:
+        if reload and not model.startswith("openai/") and reload(resolve(model), settings, log, chat_template):
+            assert engine
+            return engine
+    except BaseException:  # with half of its weights in place it serves nobody
+        _close(engine)
+        raise
+    _close(engine)
+    started = _start(model, settings, log, chat_template)
+    _opened.add(started)
+    return started
 
 
 def give_back(engine: Engine) -> None:
@@ -121,14 +129,25 @@ def give_back(engine: Engine) -> None:
     if hasattr(engine, "reload"):
         _kept = engine
     else:
-        engine.close()
+        _close(engine)
 
 
 def close_kept() -> None:
     """Close the engine that this process keeps, if any, because something else needs its place."""
     global _kept
     engine, _kept = _kept, None
+    _close(engine)
+
+
+def close_left() -> None:
+    """Close what a notebook that failed has opened and not given back."""
+    for engine in [engine for engine in _opened if engine is not _kept]:
+        _close(engine)
+
+
+def _close(engine: Engine | None) -> None:
     if engine:
+        _opened.discard(engine)
         engine.close()
 
 

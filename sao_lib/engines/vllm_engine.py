@@ -82,6 +82,17 @@ def _completion(prompt: int, output: Any) -> Completion:
     return Completion(said.text, said.finish_reason == "stop", prompt, len(said.token_ids))
 
 
+def _but_for_weights(folder: Path) -> dict[str, Any]:
+    """What vLLM read of a model when it started and does not read again with other weights."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    file = folder / "generation_config.json"  # with what ends a text
+    generation = json.loads(file.read_text()) if file.is_file() else {}
+    elsewhere = ("_name_or_path", "use_cache", "dtype", "transformers_version")  # of the file, not of the model
+    return {k: v for k, v in {**generation, **config}.items() if k not in elsewhere}
+
+
 class VLLMEngine:
     def __init__(self, folder: Path, settings: EngineSettings, log: Path, chat_template: str | None) -> None:
         self.folder, self.chat, self.settings, self.log = folder, Chat(folder, chat_template), settings, log
@@ -112,10 +123,7 @@ class VLLMEngine:
         if folder == self.folder:
             self.chat, self.log = Chat(folder, chat_template), log
             return True
-        old, new = (json.loads((f / "config.json").read_text()) for f in (self.folder, folder))
-        if any(
-            old.get(key) != new.get(key) for key in ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")
-        ):
+        if _but_for_weights(folder) != _but_for_weights(self.folder):
             return False
         with quiet(log):
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})

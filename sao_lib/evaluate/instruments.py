@@ -136,19 +136,24 @@ class Instruments:
                 self.scored[(name, *pair)] = score
         return [self.scored[(name, *pair)] for pair in pairs]
 
-    def keep(self, file: Path, answers: Sequence[Record]) -> None:
-        """Write what pointwise instruments said of `answers`, {instrument, instruction, output, score}.
+    def keep(self, file: Path, answers: Sequence[Record], chosen: str, second: str | None) -> None:
+        """Write what the readings of two instruments say of `answers`, {instrument, instruction, output, score}.
 
         `answers` are rows {instruction, output}, the reference's and the untrained model's; the runs of other models
-        read the scores instead of asking again.
+        read the scores instead of asking again. What a run that was killed has scored before is scored again, so that
+        the file does not depend on that.
         """
-        wanted = {(row["instruction"], row["output"]) for row in answers}
-        rows = [
-            {"instrument": name, "instruction": x, "output": y, "score": score}
-            for (name, x, y), score in self.scored.items()
-            if (x, y) in wanted and was_asked(score)
-        ]
-        write_rows(file, rows)
+        pairs = list(dict.fromkeys((row["instruction"], row["output"]) for row in answers))
+        names = [part for part in simple_parts([chosen, *([second] if second else [])]) if part in READINGS]
+        write_rows(
+            file,
+            [
+                {"instrument": name, "instruction": x, "output": y, "score": score}
+                for name in names
+                for (x, y), score in zip(pairs, self.scores(name, pairs), strict=True)
+                if was_asked(score)
+            ],
+        )
 
     def recall(self, rows: Sequence[Record]) -> None:
         """Know what `keep` wrote."""

@@ -39,13 +39,15 @@ class Kernel:
 
     def __init__(self, variables: dict[str, str] | None = None) -> None:
         self._manager: Any = None
+        self._code = 0.0
         self.variables = variables or {}
 
     def manager(self) -> Any:
-        """The kernel's manager; a kernel that has died is started anew."""
-        if self._alive():
+        """The kernel's manager; a kernel that has died, or imported what has changed since, is started anew."""
+        if self._alive() and self._code == _written():
             self._do(EMPTY)
         else:
+            self.close(interrupted=False)
             self._start()
         return self._manager
 
@@ -59,6 +61,7 @@ class Kernel:
             STARTED_BY: str(os.getpid()),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
+        self._code = _written()
         self._manager = AsyncKernelManager(kernel_name="python3")
         run_sync(self._manager.start_kernel)(cwd=str(ROOT), env=environment)
 
@@ -85,6 +88,11 @@ class Kernel:
         run_sync(self._manager.shutdown_kernel)(now=True)
 
 
+def _written() -> float:
+    """When the library's code was last written."""
+    return max(file.stat().st_mtime for file in (ROOT / "sao_lib").rglob("*.py"))
+
+
 @contextlib.contextmanager
 def one_kernel() -> Iterator[Kernel]:
     """A kernel for the notebooks executed in the body, started with the first."""
@@ -108,4 +116,10 @@ def empty() -> None:
         plt.close("all")
         matplotlib.rc_file_defaults()
     get_ipython().reset(new_session=True)
+    for name in ("last_traceback", "last_value", "last_exc"):  # a cell that failed: they hold all that it had
+        sys.__dict__.pop(name, None)
+    if "sao_lib.engines" in sys.modules:
+        from sao_lib.engines import close_left
+
+        close_left()
     gc.collect()

@@ -148,7 +148,9 @@ class Gold(Source):
         return [verdict_of(-m if self._turned(r) else m) for r, m in zip(rows, margins, strict=True)]
 
     def _turned(self, row: Record) -> bool:
-        return random.Random(seed_for(self.seed, row["id"], -1)).random() < self.judge.corrupted
+        """By a chance of each share's own: doses are independent, and not parts of one another."""
+        chance = random.Random(f"{seed_for(self.seed, row['id'], -1)} {self.judge.corrupted}").random()
+        return chance < self.judge.corrupted
 
 
 class LanguageModel(Source):

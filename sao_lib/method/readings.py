@@ -62,7 +62,7 @@ def content(text: str) -> list[str]:
 
 def new_shares(model: Relevance, pairs: Pairs) -> list[float]:
     """Share of an answer's content words that are new, in [0, 1], for each of `pairs`; 0 for an answer without any."""
-    model.vectors(list(dict.fromkeys(w for x, y in pairs for w in (*content(x), *content(y)))))  # all at once
+    model.of_words(list(dict.fromkeys(w for x, y in pairs for w in (*content(x), *content(y)))))  # all at once
     return [_new_share(model, content(x), content(y)) for x, y in pairs]
 
 
@@ -73,7 +73,7 @@ def _new_share(model: Relevance, asked: list[str], said: list[str]) -> float:
         return 0.0
     new = len(other)
     if asked:
-        new = int(((model.vectors(other) @ model.vectors(asked).T).max(axis=1) < NEAR).sum())
+        new = int(((model.of_words(other) @ model.of_words(asked).T).max(axis=1) < NEAR).sum())
     return new / len(said)
 
 

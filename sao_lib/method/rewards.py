@@ -46,21 +46,34 @@ class Relevance:
             from sentence_transformers import SentenceTransformer
 
             self.model: Any = SentenceTransformer(str(folder), device="cpu")
-        self.known: dict[str, Any] = {}  # 1.5 kB a text; questions, good answers and words come again and again
+        # 1.5 kB a text; questions, good answers and words come again and again.
+        self.texts: dict[str, Any] = {}
+        self.words: dict[str, Any] = {}
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         x, y = self.vectors(prompts), self.vectors(responses)
         return [float(s) for s in (x * y).sum(axis=1)]
 
     def vectors(self, texts: Sequence[str]) -> Any:
-        """[texts, dimensions], each row of length one."""
+        """[texts, dimensions], each row of length one.
+
+        Each text is read by itself: in a batch its last digits would depend on the others, and so on what this process
+        has read before.
+        """
+        return self._known(self.texts, texts, batch=1)
+
+    def of_words(self, words: Sequence[str]) -> Any:
+        """[words, dimensions], each row of length one; read in batches, for what a last digit does not change."""
+        return self._known(self.words, words, batch=32)
+
+    def _known(self, known: dict[str, Any], texts: Sequence[str], batch: int) -> Any:
         import numpy as np
 
-        new = [t for t in dict.fromkeys(texts) if t not in self.known]
+        new = [t for t in dict.fromkeys(texts) if t not in known]
         if new:
-            made = self.model.encode(new, normalize_embeddings=True, show_progress_bar=False)
-            self.known |= dict(zip(new, made, strict=True))
-        return np.array([self.known[t] for t in texts])
+            made = self.model.encode(new, batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
+            known |= dict(zip(new, made, strict=True))
+        return np.array([known[t] for t in texts])
 
 
 class SequenceClassifier:

@@ -233,6 +233,14 @@ class Chain:
         answers = self._answer("untrained", evaluate, model, {})
         return self._scored("untrained", evaluate, model, {"answers": answers.folder})
 
+    def _one_judge(self, evaluate: Evaluate) -> Evaluate:
+        """The judge that the calibration measured, named where the row's own policy would else be asked."""
+        names = [*evaluate.judges, *([evaluate.second] if evaluate.second else [])]
+        own = self.base.policy
+        if evaluate.judge_model or self.row.settings.policy == own or set(simple_parts(names)) <= set(BY_EMBEDDINGS):
+            return evaluate
+        return evaluate.model_copy(update={"judge_model": own.model, "judge_chat_template": own.chat_template})
+
     def _evaluate(self, policy: dict[str, str]) -> Planned:
         evaluate = self.row.settings.evaluate
         if evaluate.answers:  # of a model that does not run here
@@ -240,6 +248,7 @@ class Chain:
             inputs = {"calibration": self._calibration(judge).folder}
             return self._scored(f"answers-of-{Path(evaluate.answers).parent.name}", evaluate, self._model, inputs)
         calibration = self._calibration(evaluate)
+        evaluate = self._one_judge(evaluate)
         if not policy and self.row.settings.policy == self.base.policy:
             return calibration
         subject = self._subject(policy)
@@ -250,7 +259,7 @@ class Chain:
     def _chat_benchmarks(self, policy: dict[str, str]) -> Planned:
         s = self.row.settings
         params = {"seed": self.base.seed, **self._model, "chat_benchmarks": s.chat_benchmarks.model_dump(),
-                  "evaluate": s.evaluate.model_dump(exclude={"second"})}  # fmt: skip
+                  "evaluate": self._one_judge(s.evaluate).model_dump(exclude={"second"})}  # fmt: skip
         b = s.chat_benchmarks
         files = [
             LABELLED,

@@ -233,9 +233,20 @@ def _source_there(source: str) -> None:
 def fresh(plan: Plan, what: str) -> list[Planned]:
     """The finished runs to be made again: `stale`, those of other code or other input than there is now; `all`; none.
 
-    What reads them is stale only if they come out otherwise.
+    What reads a stale run, however far behind, is not chosen with it: it is stale only if that comes out otherwise,
+    and is made when all that it reads is there.
     """
-    return [run for run in plan.runs[:-1] if what and run.done and (what == "all" or changes(run))]
+    if what != "stale":
+        return [run for run in plan.runs[:-1] if what and run.done]
+    chosen: list[Planned] = []
+    awaited: set[str] = set()  # folders of runs that are to be made, or read one that is
+    for run in plan.runs[:-1]:
+        if not run.done or not awaited.isdisjoint(run.inputs.values()):
+            awaited.add(run.folder)
+        elif changes(run):
+            chosen.append(run)
+            awaited.add(run.folder)
+    return chosen
 
 
 def with_readers(plan: Plan, again: Iterable[str]) -> list[Planned]:

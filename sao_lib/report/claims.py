@@ -174,7 +174,8 @@ def controls(checked: Sequence[Mapping[str, Any]]) -> str | None:
     if len(tested) == len(own):
         return f"Controls as they must be: {len(own)} of {len(own)}."
     why = "; ".join(dict.fromkeys(c["verdict"] for c in own if c not in tested))
-    return f"Controls: {len(tested)} of {len(own)} as they must be, the others not tested ({why})."
+    rest = "the other" if len(own) - len(tested) == 1 else "the others"
+    return f"Controls: {len(tested)} of {len(own)} as they must be, {rest} not tested ({why})."
 
 
 def against(row: TableRow, default: TableRow, metric: str = "wr") -> dict[str, Any]:

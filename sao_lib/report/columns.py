@@ -84,11 +84,16 @@ def _length(row: TableRow) -> float:
 
 
 def _runs(row: TableRow) -> str:
-    """How many runs of the row there are and, of win rates, their standard deviation."""
+    """How many runs of the row there are and the standard deviation of their win rates against the reference."""
     if len(row.replicates) == 1 or not row.has("evaluate"):
         return str(len(row.replicates))
     values = [one.run("evaluate").results["scores"]["wr"] for one in row.replicates]
     return f"{len(values)} (SD {statistics.stdev(values):.1f})"
+
+
+def _shorter(row: TableRow) -> float:
+    """Of the pool's preferred responses, those that are shorter than the other, over the row's runs."""
+    return 100 * statistics.fmean(one.run("judge").results["shorter"] for one in row.replicates)
 
 
 def _pairs(row: TableRow) -> str:
@@ -191,19 +196,20 @@ COLUMNS: dict[str, Column] = {
     "echo": Column("Words of the question (%)", measured.question_words, 1, ("evaluate",)),
     "distinct": Column("Distinct-2 (%)", measured.distinct, 1, ("evaluate",)),
     "gold_accuracy": Column("Good above bad by log p (%)", measured.gold_accuracy, stages=("evaluate",)),
-    "gold_margin": Column("Change of that margin (nats a token)", measured.gold_margin, stages=("evaluate",)),
+    "gold_margin": Column("Change of log p, good less bad (nats a token)", measured.gold_margin, stages=("evaluate",)),
     "kl": Column("KL from untrained (nats a token)", measured.kl, 3, stages=("evaluate",)),
     "judge": Column("Evaluation judge", _judge, stages=("evaluate", "chat_benchmarks")),
     "model": Column("What ran", policy_name, stages=MEASURED),
     "length": Column("Mean answer (characters)", _length, 0, stages=("evaluate",)),
     "held_out": Column("Held-out preference accuracy (%)", _held_out, 1),
-    "runs": Column("Runs (SD of WR)", _runs, whole=True),
+    "runs": Column("Runs (SD of wins against the reference)", _runs, whole=True),
     "pairs": Column("Pairs trained / held out", _pairs),
     "source": _of("judge", "Feedback from", "source"),
     "agreement": Column("Source right on labelled pairs (%)", measured.agreement, stages=("judge",)),
     "with_gold": Column("Agrees with gold on the pool (%)", dose.with_gold, 1, ("judge",), whole=True),
     "flip": Column("Flips with the order (%)", measured.audited("flip"), 0, stages=("judge",)),
     "longer_wins": Column("Prefers the longer (%)", measured.audited("longer_wins"), 0, stages=("judge",)),
+    "shorter": Column("Chooses the shorter response (%)", _shorter, 0, ("judge",), whole=True),
     "repetition": Column("Our exact repetition (%)", _synthesized("repetition"), 1, stages=("synthesize",)),
     "near_duplicates": Column("Near-duplicates (%)", _synthesized("near_duplicates"), 1, stages=("synthesize",)),
     "diversity": Column(

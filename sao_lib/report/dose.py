@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from sao_lib.method.feedback import Chance, Gold
-from sao_lib.report.inference import Arm, Estimate, Line, Values, against
+from sao_lib.report.inference import Arm, Estimate, Line, Values, against, in_words
 from sao_lib.report.length_adjusted import LEAST_SHARE
 from sao_lib.report.measured import NOTHING, before
 from sao_lib.report.metrics import METRICS
@@ -97,10 +97,10 @@ def _kl(row: TableRow) -> float | None:
 def line(arms: Sequence[Placed], measure: str) -> Line | None:
     """The line of gain against agreement through the runs of dosed rows; None with fewer than three."""
     points = [
-        (x, run) for arm in arms if arm.dosed and measure in arm.gains
-        for x, run in zip(arm.agreement, arm.gains[measure].runs, strict=True)
+        (x, run, pool) for arm in arms if arm.dosed and measure in arm.gains
+        for pool, (x, run) in enumerate(zip(arm.agreement, arm.gains[measure].runs, strict=True))
     ]  # fmt: skip
-    return Line([x for x, _ in points], [run for _, run in points]) if len(points) > 2 else None
+    return Line(*(list(column) for column in zip(*points, strict=True))) if len(points) > 2 else None
 
 
 def at_equal_length(arms: Sequence[Placed]) -> list[Placed]:
@@ -180,7 +180,8 @@ def _rise(drawn: Line | None, arms: Sequence[Placed], some: Sequence[Placed]) ->
     without = [arm.row.label for arm in arms if arm.dosed and arm.row.name not in {each.row.name for each in some}]
     if without and (drawn is None or drawn.slope().se is None):
         return f", and there is no line, because too few answers are longer, or too few shorter: {'; '.join(without)}"
-    return f" and ten points of agreement with gold are worth {_points(drawn.slope())}" if drawn else ""
+    but = f" (without {'; '.join(without)}: too few answers are longer, or too few shorter)" if without else ""
+    return f" and ten points of agreement with gold are worth {_points(drawn.slope())}{but}" if drawn else ""
 
 
 def _interval(found: Estimate, scale: float = 1.0) -> str:
@@ -195,4 +196,4 @@ def _points(slope: Estimate) -> str:
     if slope.se is None:
         return "an unknown number of points"
     p = min(1.0, 2 * min(slope.above(0), slope.below(0)))
-    return f"{10 * slope.mean:+.1f} points of wins{_interval(slope, 10)}, p = {p:.2g}"
+    return f"{10 * slope.mean:+.1f} points of wins{_interval(slope, 10)}, {in_words(p)}"

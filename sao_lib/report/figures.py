@@ -172,25 +172,32 @@ def dose_and_gain(rows: TableRows, asked: Figure) -> Any:
 
     Circles are labels whose agreement was set, the line is through their runs; other rows are placed on it.
     """
+    from matplotlib.transforms import ScaledTranslation
+
     plt, _, colours = _style()
     arms = dose.placed(rows)
     marks = dict(zip((arm.row.name for arm in arms if not arm.dosed), OTHERS, strict=False))
     picture, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
-    for colour, measure in zip(colours, dose.MEASURES, strict=False):
+    for colour, measure, aside in zip(colours, dose.MEASURES, (-3, 3), strict=False):
         for arm in (arm for arm in arms if measure in arm.gains):
             moved = None if arm.kl is None else math.sqrt(max(arm.kl, 0.0))
             for axes, x in zip(panels, (arm.at, moved), strict=True):
                 if x is not None:
                     value, bar = _with_interval(arm.gains[measure])
+                    beside = axes.transData + ScaledTranslation(aside / 72, 0, picture.dpi_scale_trans)
                     axes.errorbar([x], [value], yerr=bar, fmt=marks.get(arm.row.name, "o"), color=colour, capsize=2,
-                                  fillstyle="full" if arm.dosed else "none")  # fmt: skip
+                                  fillstyle="full" if arm.dosed else "none", transform=beside)  # fmt: skip
         if drawn := dose.line(arms, measure):
             panels[0].axline((drawn.middle, drawn.height), slope=drawn.slope().mean, color=colour, lw=1.5,
                              label=f"by {dose.MEASURES[measure]}")  # fmt: skip
     for name, mark in marks.items():
         panels[0].plot([], [], mark, color="0.3", fillstyle="none", label=rows[name].label.partition(" (")[0])
     panels[0].plot([], [], "o", color="0.3", label="gold's labels, some turned; coins")
-    for axes, label in zip(panels, ("Agreement with gold (%)", "Square root of KL from untrained"), strict=True):
+    for arm in arms:
+        if arm.kl is not None:
+            panels[1].annotate(f"{arm.at:.0f}%", (math.sqrt(max(arm.kl, 0.0)), 2), ha="center", fontsize=9, color="0.3")
+    below = "Square root of KL from untrained (beneath: agreement with gold)"
+    for axes, label in zip(panels, ("Agreement with gold (%)", below), strict=True):
         axes.axhline(dose.EVEN, color="0.4", lw=0.8, ls="--")
         axes.set(xlabel=label, ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100))
         axes.tick_params(labelleft=True)

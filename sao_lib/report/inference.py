@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEVEL = 0.05
+LEAST_P = 0.001  # what is printed of smaller ones: tails of so few runs are not known better
+MOST_SHARED = 0.9  # of the units of the run that has most: the others miss some, and are not of other units
 Values = dict[tuple[str, str], float]  # (cluster, unit within it) -> value
 
 
@@ -138,11 +140,9 @@ def _units_part(a: Arm, b: Arm) -> list[_Part]:
     arms = [arm for arm in (a, b) if arm.count]
     if any(arm.wholes for arm in arms):
         return [part for arm in arms for part in _wholes_part(arm)]
-    tables = [_by_cluster(arm) for arm in arms]
-    whole = all(table is not None for table in tables)
-    if len(arms) == 2 and whole and a.runs[0].keys() == b.runs[0].keys():
-        return [_shared([(1.0, tables[0]), (-1.0, tables[1])])]
-    return [_shared([(1.0, table)]) for table in tables if table is not None]
+    if len(arms) == 2 and (common := _common([*a.runs, *b.runs])):
+        return [_shared([(1.0, _by_cluster(a, common)), (-1.0, _by_cluster(b, common))])]
+    return [_shared([(1.0, table)]) for table in map(_by_cluster, arms) if table is not None]
 
 
 def _wholes_part(arm: Arm) -> list[_Part]:
@@ -154,24 +154,33 @@ def _wholes_part(arm: Arm) -> list[_Part]:
     return [_Part(sum(e * e for e in errors) / len(errors) if known and errors else None, math.inf)]
 
 
-def _by_cluster(arm: Arm) -> Any:
+def _by_cluster(arm: Arm, common: list[tuple[str, str]] | None = None) -> Any:
     """An array [runs, clusters] whose rows' means are the runs' means; None where the runs' units are not the same.
 
     A cluster's value is the run's mean and what its units lie off it, weighted so that the variance of a row's mean is
     the clustered one. Runs with units of their own (held-out pairs) are independent: their run means hold it all.
+    `common` are the units to count, else those that all of the arm's runs have.
     """
     import numpy as np
 
-    if any(run.keys() != arm.runs[0].keys() for run in arm.runs):
+    common = common or _common(arm.runs)
+    if not common:
         return None
-    names = list(dict.fromkeys(cluster for cluster, _ in arm.runs[0]))
+    names = list(dict.fromkeys(cluster for cluster, _ in common))
     place = {name: number for number, name in enumerate(names)}
     table = np.zeros((arm.count, len(names)))
     for number, (run, mean) in enumerate(zip(arm.runs, arm.means, strict=True)):
-        for (cluster, _), value in run.items():
-            table[number, place[cluster]] += (value - mean) * len(names) / len(run)
+        middle = sum(run[unit] for unit in common) / len(common)
+        for unit in common:
+            table[number, place[unit[0]]] += (run[unit] - middle) * len(names) / len(common)
         table[number] += mean
     return table
+
+
+def _common(runs: Sequence[Values]) -> list[tuple[str, str]] | None:
+    """The units that all runs have, where few lack one (an answer that could not be read); None where they differ."""
+    shared = [unit for unit in runs[0] if all(unit in run for run in runs)]
+    return shared if len(shared) >= MOST_SHARED * max(map(len, runs)) else None
 
 
 def _shared(sides: list[tuple[float, Any]]) -> _Part:
@@ -187,13 +196,16 @@ def _shared(sides: list[tuple[float, Any]]) -> _Part:
 class Line:
     """A straight line through runs at places `x`, by least squares on the runs' means; all have the same units.
 
-    Its variances are as in `difference`: of the runs about the line, with n - 2 degrees of freedom, and of the units,
-    which the runs share. Runs are taken to vary alike along the line: a coin's vary more, in the middle, where they
-    weigh least, which errs on the side of saying less. `x` is taken as known.
+    Its variances are as in `difference`: of the runs about the line, and of the units, which the runs share. `blocks`
+    name the pool of pairs that each run's labels are of. What a pool does to its runs at one end of the line it may do
+    to those at the other, so where there are several it is pools that vary: the sums of their runs' residuals in the
+    estimate (clustered, B / (B - 1)), with B - 1 degrees of freedom. Where all runs are of one pool they vary by
+    themselves, with n - 2, and the estimate speaks of this pool. `x` is taken as known.
     """
 
     x: Sequence[float]
     runs: Sequence[Values]
+    blocks: Sequence[int] = ()
 
     def slope(self) -> Estimate:
         """The change of the mean for one unit of x."""
@@ -230,12 +242,38 @@ class Line:
         mean += sum(arm.means) / arm.count if arm else 0.0
         steep = sum(d * m for d, m in zip(self._off, means, strict=True)) / self._spread
         about = [m - self.height - steep * d for d, m in zip(self._off, means, strict=True)]
-        own = _Part(sum(r * r for r in about) / (n - 2) * sum(w * w for w in weights), n - 2)
+        if len(set(self.blocks)) > 1:
+            varying = [_Part(_clustered(self._pools(weights, about, arm, sign)), len(set(self.blocks)) - 1)]
+        else:
+            alone = _Part(sum(r * r for r in about) / (n - 2) * sum(w * w for w in weights), n - 2)
+            varying = [alone, *(_runs_part(arm) if arm else [])]
         every = [*self.runs, *(arm.runs if arm else ())]
         table, shares = _by_cluster(Arm(runs=every)), [sign * w for w in weights]
         shares += [1 / arm.count] * arm.count if arm else []
         units = [] if table is None else [_shared([(w, table[[k]]) for k, w in enumerate(shares)])]
-        return _estimate(mean, [own, *(_runs_part(arm) if arm else []), *units], [Arm(runs=every)])
+        return _estimate(mean, [*varying, *units], [Arm(runs=every)])
+
+    def _pools(self, weights: list[float], about: list[float], arm: Arm | None, sign: float) -> list[float]:
+        """What the runs of each pool add to the estimate by lying off the line, or off the arm's mean.
+
+        An arm's runs are of the pools in their order, one each.
+        """
+        sums = dict.fromkeys(self.blocks, 0.0)
+        for weight, off, block in zip(weights, about, self.blocks, strict=True):
+            sums[block] += sign * weight * off
+        means = arm.means if arm else []
+        for block, mean in zip(sums, means, strict=False):
+            sums[block] += (mean - sum(means) / len(means)) / len(means)
+        return [*sums.values()]
+
+
+def _clustered(sums: list[float]) -> float:
+    return sum(s * s for s in sums) * len(sums) / (len(sums) - 1)
+
+
+def in_words(p: float) -> str:
+    """`p = 0.012`, or that it is less than what so few runs can tell."""
+    return f"p < {LEAST_P}" if p < LEAST_P else f"p = {p:.2g}"
 
 
 @dataclass(frozen=True)

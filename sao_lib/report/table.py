@@ -19,6 +19,7 @@ from sao_lib.report import paper_side, texts
 from sao_lib.report.columns import column, text_of, value_of
 from sao_lib.report.fidelity import sentences
 from sao_lib.report.figures import KINDS
+from sao_lib.report.inference import in_words
 from sao_lib.report.rows import TableRows, experiment_of
 from sao_lib.runs import Run, outdated_behind, seconds_behind
 from sao_lib.settings import PARAMS
@@ -168,7 +169,9 @@ def _fails_at(found: dict[str, Any]) -> str:
     faults = {k: v["agreement"] for k, v in found["by_fault"].items() if v["agreement"] is not None}
     low = sorted((share, fault) for fault, share in faults.items() if share < 0.9)
     text = (
-        " It fails most at " + ", ".join(f"{fault} ({100 * share:.0f}%)" for share, fault in low[:3]) + "."
+        " It is right least often on the faults "
+        + ", ".join(f"{fault} ({100 * share:.0f}%)" for share, fault in low[:3])
+        + "."
         if low
         else ""
     )
@@ -232,8 +235,8 @@ def tested(c: dict[str, Any]) -> str:
     rival = f" against {c['rival']}" if c["rival"] else ""
     text = f"{c['difference']:+.3g} {c['unit']}".rstrip() + rival
     if c["p"] is not None:
-        holm = "" if c["holm"] is None else f" ({c['holm']:.2g})"
-        text += f" [{c['low']:+.3g}, {c['high']:+.3g}] at {100 * c['level']:.0f}%, p = {c['p']:.2g}{holm}"
+        holm = "" if c["holm"] is None else f" ({in_words(c['holm']).removeprefix('p ').removeprefix('= ')})"
+        text += f" [{c['low']:+.3g}, {c['high']:+.3g}] at {100 * c['level']:.0f}%, {in_words(c['p'])}{holm}"
     return f"{text}; {runs}"
 
 
