@@ -241,3 +241,13 @@ def test_an_unknown_preset_lists_what_there_is() -> None:
     base = plan.make("cpu", "table6").base
     with pytest.raises(SaoError, match="preset 'gpt-5'.*there are: .*gpt-4o"):
         plan._preset(base, "gpt-5", "params/experiments/table6.yaml, row gpt5")
+
+
+def test_a_policys_own_reading_is_one_judge_for_all_rows() -> None:
+    """Where no judge is named it is the untrained policy of the table, which the calibration measured."""
+    made = plan.make("cpu", "table10", ["evaluate.judge_model=null", "evaluate.judges=[reverse]"]).runs
+    judges = {run.spec["params"]["policy"]["model"]: run.spec["params"]["evaluate"]["judge_model"]
+              for run in made if run.spec["stage"] == "evaluate"}  # fmt: skip
+    assert judges == {
+        "embedded/smollm2-135m-instruct": None, "embedded/gemma-3-270m": "embedded/smollm2-135m-instruct"
+    }  # fmt: skip
