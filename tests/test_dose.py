@@ -177,6 +177,20 @@ def test_the_figure_places_every_row_and_needs_no_second_measure(world: Any, tmp
     assert "KL" in right.get_xlabel()
 
 
+def test_the_figure_of_distances_joins_rows_in_their_order_at_their_distance(world: Any) -> None:
+    mpl.use("Agg")
+    asked = read("overoptimisation").figure
+    assert asked
+    longer = {f"{n} epochs": (gold(), 1.0, [(50 + 4 * n, 40), (54 + 4 * n, 40)]) for n in (1, 2, 4)}
+    (axes,) = figures.KINDS["distance"].draw(world(longer), asked).axes
+    by_gold, by_the_second = [line for line in axes.lines if str(line.get_label()).startswith("by ")]
+    assert len(axes.containers) == 2 * len(longer)
+    assert [*by_gold.get_xdata()] == pytest.approx([((4 * n + 2) / 1000) ** 0.5 for n in (1, 2, 4)])
+    assert [*by_gold.get_ydata()] == sorted(by_gold.get_ydata()), "gold's gain rises with the distance here"
+    assert [*by_the_second.get_xdata()] == [*by_gold.get_xdata()]
+    assert [text.get_text() for text in axes.texts] == [*longer]
+
+
 def test_the_line_is_least_squares_and_its_error_counts_runs() -> None:
     runs = [{(str(n), ""): float(y) for n in range(10)} for y in (0, 10, 20, 31, 39)]
     drawn = Line([0, 1, 2, 3, 4], runs)

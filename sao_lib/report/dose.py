@@ -85,11 +85,12 @@ def placed(rows: TableRows) -> list[Placed]:
         agreement = agreement_with_gold(row, gold)
         gains = {name: arm for name in MEASURES if (arm := METRICS[name].arm(row)) and arm.runs}
         if agreement and gains:
-            found.append(Placed(row, agreement, gains, _kl(row), _source(row)[0] in (Gold.key, Chance.key)))
+            found.append(Placed(row, agreement, gains, distance(row), _source(row)[0] in (Gold.key, Chance.key)))
     return found
 
 
-def _kl(row: TableRow) -> float | None:
+def distance(row: TableRow) -> float | None:
+    """KL from the untrained model, nats a token, the mean over the row's runs; None where a run has none."""
     moved = [one.run("evaluate").input("answers").results["kl"]["kl"] for one in row.replicates]
     return fmean(moved) if all(kl is not None for kl in moved) else None
 

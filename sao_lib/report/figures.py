@@ -1,6 +1,5 @@
 """Figures of a table run, readable in print and in colour-blind palettes; the paper's points where it prints them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from sao_lib.plan.experiment import Figure
-from sao_lib.report import dose
-from sao_lib.report.inference import Arm, against
+from sao_lib.report import dose, dose_figures
 from sao_lib.report.rows import TableRow, TableRows, experiment_of
+from sao_lib.report.style import style
 from sao_lib.report.texts import template_texts, words
 from sao_lib.runs import Run
 
@@ -23,14 +22,6 @@ def draw(run: Run, rows: TableRows, path: Path) -> Any:
     picture = KINDS[asked.kind].draw(rows, asked)
     picture.savefig(path, dpi=150)
     return picture
-
-
-def _style() -> tuple[Any, Any, Any]:
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
-    return plt, sns, sns.color_palette("colorblind")
 
 
 Bar = tuple[float, float, float]  # a value and the lengths of its bar to the left and right
@@ -98,7 +89,7 @@ MEASURES: dict[str, Measure] = {
 
 def dots(rows: TableRows, asked: Figure) -> Any:
     """One dot a row with its bar, the paper's value beside it as an open diamond."""
-    plt, _, colours = _style()
+    plt, _, colours = style()
     metric, names = str(asked.metric), asked.paper
     shown = [row for row in rows.values() if row.ours or any(row.printed.get(n) is not None for n in names)]
     picture, axes = plt.subplots(figsize=(9, 0.5 * len(shown) + 1.6), layout="constrained")
@@ -134,7 +125,7 @@ def _position(row: TableRow, kind: str | None, number: int) -> float:
 
 def line(rows: TableRows, asked: Figure) -> Any:
     """Win rates along sizes or iterations, the paper's points at its own places; one panel for what there is."""
-    plt, _, colours = _style()
+    plt, _, colours = style()
     metrics = [m for m in asked.metrics if any(r.printed.get(m) is not None or _measured(r, m) for r in rows.values())]
     metrics = metrics or asked.metrics
     count = len(metrics)
@@ -164,66 +155,14 @@ def line(rows: TableRows, asked: Figure) -> Any:
     return picture
 
 
-OTHERS = "s^Dvp*X"  # marks of rows that are not of the line
-
-
-def dose_and_gain(rows: TableRows, asked: Figure) -> Any:
-    """Gain against measured agreement with gold, and against the distance from the untrained model, by two measures.
-
-    Circles are labels whose agreement was set, the line is through their runs; other rows are placed on it.
-    """
-    from matplotlib.transforms import ScaledTranslation
-
-    plt, _, colours = _style()
-    arms = dose.placed(rows)
-    marks = dict(zip((arm.row.name for arm in arms if not arm.dosed), OTHERS, strict=False))
-    picture, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
-    for colour, measure, aside in zip(colours, dose.MEASURES, (-3, 3), strict=False):
-        for arm in (arm for arm in arms if measure in arm.gains):
-            moved = None if arm.kl is None else math.sqrt(max(arm.kl, 0.0))
-            for axes, x in zip(panels, (arm.at, moved), strict=True):
-                if x is not None:
-                    value, bar = _with_interval(arm.gains[measure])
-                    beside = axes.transData + ScaledTranslation(aside / 72, 0, picture.dpi_scale_trans)
-                    axes.errorbar([x], [value], yerr=bar, fmt=marks.get(arm.row.name, "o"), color=colour, capsize=2,
-                                  fillstyle="full" if arm.dosed else "none", transform=beside)  # fmt: skip
-        if drawn := dose.line(arms, measure):
-            panels[0].axline((drawn.middle, drawn.height), slope=drawn.slope().mean, color=colour, lw=1.5,
-                             label=f"by {dose.MEASURES[measure]}")  # fmt: skip
-    for name, mark in marks.items():
-        panels[0].plot([], [], mark, color="0.3", fillstyle="none", label=rows[name].label.partition(" (")[0])
-    panels[0].plot([], [], "o", color="0.3", label="gold's labels, some turned; coins")
-    for arm in arms:
-        if arm.kl is not None:
-            panels[1].annotate(f"{arm.at:.0f}%", (math.sqrt(max(arm.kl, 0.0)), 2), ha="center", fontsize=9, color="0.3")
-    below = "Square root of KL from untrained (beneath: agreement with gold)"
-    for axes, label in zip(panels, ("Agreement with gold (%)", below), strict=True):
-        axes.axhline(dose.EVEN, color="0.4", lw=0.8, ls="--")
-        axes.set(xlabel=label, ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100))
-        axes.tick_params(labelleft=True)
-    panels[0].set_xlim(-3, 103)
-    panels[1].locator_params(axis="x", nbins=6)
-    picture.legend(loc="outside upper center", ncol=4, frameon=False, fontsize=9)
-    return picture
-
-
-def _with_interval(arm: Arm) -> tuple[float, list[list[float]] | None]:
-    """An arm's mean and the bars to its 95% interval; no bars where it ran once."""
-    found = against(arm, 0)
-    if found.se is None:
-        return found.mean, None
-    low, high = found.interval()
-    return found.mean, [[found.mean - low], [high - found.mean]]
-
-
 def lengths(rows: TableRows, asked: Figure) -> Any:
     """Distributions of words in prompts and responses, one line style a source."""
-    plt, sns, colours = _style()
+    plt, sns, colours = style()
     picture, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axes, kind in zip(panels, ("prompts", "responses"), strict=True):
-        for (label, parts), colour, style in zip(words(rows).items(), colours, ("-", "--"), strict=False):
+        for (label, parts), colour, dashes in zip(words(rows).items(), colours, ("-", "--"), strict=False):
             sns.histplot(parts[kind], ax=axes, stat="density", element="step", fill=False, bins=15, color=colour,
-                         linestyle=style, label=label.partition(" (")[0])  # fmt: skip
+                         linestyle=dashes, label=label.partition(" (")[0])  # fmt: skip
         n = " and ".join(str(len(parts[kind])) for parts in words(rows).values())
         axes.set(xlabel=f"Length of {kind} (words)", ylabel="Density", title=f"{kind}, n = {n}")
     picture.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncol=2, frameon=False)
@@ -232,16 +171,16 @@ def lengths(rows: TableRows, asked: Figure) -> Any:
 
 def logits(rows: TableRows, asked: Figure) -> Any:
     """Density of logits per model, one panel a prompt set."""
-    plt, _, colours = _style()
+    plt, _, colours = style()
     found = {row.label: row.run("logits").results["totals"] for row in rows.values() if row.has("logits")}
     sets = list(next(iter(found.values())))
     picture, panels = plt.subplots(1, len(sets), figsize=(10, 3.8), layout="constrained", sharey=True)
     for axes, name in zip(panels, sets, strict=True):
-        for (label, totals), colour, style in zip(found.items(), colours, ("-", "--", ":"), strict=False):
+        for (label, totals), colour, dashes in zip(found.items(), colours, ("-", "--", ":"), strict=False):
             t = totals[name]
             width = t["edges"][1] - t["edges"][0]
             middle = [a + width / 2 for a in t["edges"][:-1]]
-            axes.plot(middle, [c / (t["n"] * width) for c in t["counts"]], ls=style, color=colour,
+            axes.plot(middle, [c / (t["n"] * width) for c in t["counts"]], ls=dashes, color=colour,
                       label=f"{label.partition(' (')[0]}: skewness {t['skewness']:.3f}")  # fmt: skip
         axes.set(xlabel="Logit", ylabel="Density", title=f"Prompts from {name}")
         axes.tick_params(labelleft=True)
@@ -253,7 +192,7 @@ def templates(rows: TableRows, asked: Figure) -> Any:
     """Both templates in boxes, filled with an example."""
     import textwrap
 
-    plt, _, colours = _style()
+    plt, _, colours = style()
     texts = {
         name: "\n".join(textwrap.fill(part, 118, replace_whitespace=False) for part in text.splitlines())
         for name, text in template_texts(rows).items()
@@ -295,7 +234,8 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "dots": Kind(dots, asks="metric"),
     "line": Kind(line, asks="metrics"),
-    "dose": Kind(dose_and_gain, stages=("judge",), says=dose.sentences),
+    "dose": Kind(dose_figures.dose_and_gain, stages=("judge",), says=dose.sentences),
+    "distance": Kind(dose_figures.distance_and_gain),
     "lengths": Kind(lengths, stages=("judge",)),
     "logits": Kind(logits, stages=("logits",)),
     "templates": Kind(templates, stages=("judge",)),
