@@ -173,6 +173,9 @@ def test_the_figure_places_every_row_and_needs_no_second_measure(world: Any, tmp
     picture = figures.KINDS["dose"].draw(rows, asked)
     left, right = picture.axes
     assert [len(axes.containers) for axes in (left, right)] == [2 * len(ARMS)] * 2
+    for axes in (left, right):
+        low, high = axes.get_xlim()
+        assert all(low <= x <= high for marks in axes.containers for x in marks[0].get_xdata()), "every mark is seen"
     assert "Agreement with gold" in left.get_xlabel()
     assert "KL" in right.get_xlabel()
 

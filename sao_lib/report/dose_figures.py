@@ -39,10 +39,13 @@ def dose_and_gain(rows: TableRows, asked: Figure) -> Any:
     for name, mark in marks.items():
         panels[0].plot([], [], mark, color="0.3", fillstyle="none", label=rows[name].label.partition(" (")[0])
     panels[0].plot([], [], "o", color="0.3", label="gold's labels, some turned; coins")
-    for arm in arms:
-        if arm.kl is not None:
-            panels[1].annotate(f"{arm.at:.0f}%", (math.sqrt(max(arm.kl, 0.0)), 2), ha="center", fontsize=9, color="0.3")
-    below = "Square root of KL from untrained (beneath: agreement with gold)"
+    went = sorted((math.sqrt(max(arm.kl, 0.0)), f"{arm.at:.0f}%") for arm in arms if arm.kl is not None)
+    for n, (x, agreement) in enumerate(went):  # neighbours at two heights
+        panels[1].annotate(agreement, (x, 2 + 4 * (n % 2)), ha="center", fontsize=9, color="0.3")
+    if went:  # marks that stand aside count for no limits
+        room = 0.08 * (went[-1][0] - went[0][0]) or 0.01
+        panels[1].set_xlim(went[0][0] - room, went[-1][0] + room)
+    below = "Square root of KL from untrained (beneath: agreement)"
     for axes, label in zip(panels, ("Agreement with gold (%)", below), strict=True):
         axes.axhline(dose.EVEN, color="0.4", lw=0.8, ls="--")
         axes.set(xlabel=label, ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100))
@@ -77,8 +80,8 @@ def distance_and_gain(rows: TableRows, asked: Figure) -> Any:
         for x, value, bar in found:
             axes.errorbar([x], [value], yerr=bar, fmt="o", color=colour, capsize=3)
         axes.plot([x for x, *_ in found], [value for _, value, _ in found], color=colour, label=f"by {who}")
-    for name, x in places.items():
-        axes.annotate(rows[name].label.partition(" (")[0], (x, 2), ha="center", fontsize=9, color="0.3")
+    for n, (name, x) in enumerate(places.items()):
+        axes.annotate(rows[name].label.partition(" (")[0], (x, 2 + 4 * (n % 2)), ha="center", fontsize=9, color="0.3")
     axes.axhline(dose.EVEN, color="0.4", lw=0.8, ls="--")
     axes.set(
         xlabel="Square root of KL from untrained", ylabel="Wins against untrained (%), 95% interval", ylim=(0, 100)
