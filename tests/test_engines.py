@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import own_process
 import psutil
@@ -129,6 +130,10 @@ def test_an_engine_that_failed_or_was_left_is_closed_and_not_taken_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started: list[FakeEngine] = []
+    monkeypatch.setattr(engines, "_kept", None)
+    monkeypatch.setattr(
+        engines, "_opened", WeakSet()
+    )  # other tests' engines, which they closed themselves, are not here
     monkeypatch.setattr(engines, "_start", lambda *_: started.append(FakeEngine()) or started[-1])
     broken: Any = FakeEngine(broken=True)
     give_back(broken)
